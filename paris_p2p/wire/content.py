@@ -1,0 +1,39 @@
+"""The reference to a content item, as it stands in manifests, records and messages."""
+
+from dataclasses import dataclass
+
+from paris_p2p.ids import InfoHash
+
+MAX_ITEM_BYTES = 1 << 40
+MIN_PIECE_LENGTH = 1 << 14
+MAX_PIECE_LENGTH = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRef:
+    """All a peer must be told to fetch an item safely: its id, its total length, its piece length.
+
+    `info_hash`: the BitTorrent v2 info-hash (32 bytes). `length`: bytes of all files together.
+    `piece_length`: bytes, a power of two >= 16 KiB (BEP 52).
+    """
+
+    info_hash: InfoHash
+    length: int
+    piece_length: int
+
+    def __post_init__(self) -> None:
+        if len(self.info_hash) != 32:
+            raise ValueError("info_hash is not 32 bytes")
+        if not 0 <= self.length <= MAX_ITEM_BYTES:
+            raise ValueError("length is out of range")
+        power_of_two = self.piece_length > 0 and self.piece_length & (self.piece_length - 1) == 0
+        if not power_of_two or not MIN_PIECE_LENGTH <= self.piece_length <= MAX_PIECE_LENGTH:
+            raise ValueError("piece_length is not a power of two from 16 KiB to 64 MiB")
+
+
+def default_piece_length(length: int) -> int:
+    """The piece length for `length` bytes: about a thousand pieces, from 16 KiB to 1 MiB."""
+    piece = MIN_PIECE_LENGTH
+    while piece < (1 << 20) and length > piece * 1024:
+        piece *= 2
+    return piece
