@@ -6,6 +6,7 @@ the first thing that is wrong. Does not own: any message or record (they are pla
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -131,10 +132,16 @@ def _from_optional(kind: Any, plain: object, where: str) -> object:
     return _from_plain(inner[0], plain, where)
 
 
-def _from_fields(kind: type[Any], plain: object, where: str) -> object:
+@functools.cache
+def _type_hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields; working them out anew costs more than all of the decoding."""
+    return typing.get_type_hints(kind)
+
+
+def _from_fields(kind: Any, plain: object, where: str) -> object:
     if not isinstance(plain, dict):
         raise RemoteProtocolError(f"{where}: a map is expected")
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}
     if plain.keys() != names:
         odd = sorted(plain.keys() ^ names)

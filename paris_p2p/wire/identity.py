@@ -49,7 +49,7 @@ def verify(node_id: NodeId, message: bytes, signature: bytes) -> bool:
 
 def peer_id_text(node_id: NodeId) -> str:
     """The base58 libp2p PeerID of a node (`12D3Koo…`)."""
-    return base58.b58encode(_PEER_ID_PREFIX + node_id).decode()
+    return str(base58.b58encode(_PEER_ID_PREFIX + node_id), "ascii")
 
 
 def node_id_from_peer_id(text: str) -> NodeId:

@@ -135,7 +135,8 @@ class Captions:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Defaults for generating: `top_k` experts a step (0: all), `scheduler` `euler`, `heun`, `unipc`, `dpm`."""
+    """Defaults for generating. `top_k`: experts a step (0: all). `scheduler`: `euler`, `heun`, `unipc`
+    or `dpm`."""
 
     steps: int
     guidance_scale: float
@@ -230,7 +231,8 @@ class Manifest:
 
     def architecture(self, role: Role, variant: int = 0) -> Architecture:
         """The network of `role` (an expert as `variant`)."""
-        return self.recipe.router.architecture if role == ROUTER else self.recipe.experts[variant].architecture
+        recipe = self.recipe
+        return recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
 
     def shards(self, role: Role) -> tuple[ContentRef, ...]:
         """The items `role` needs for training: its own cluster's, or every cluster's for the router."""
@@ -286,7 +288,7 @@ def check_manifest(data: bytes, expected: RunId | None = None) -> SignedManifest
         manifest = canonical.from_plain(Manifest, plain, "manifest")
     except ParisError as error:
         raise ManifestError(f"the manifest is malformed: {error}") from None
-    signed = SIGNING_CONTEXT + envelope.body
-    if len(envelope.signature) != SIGNATURE_BYTES or not verify(manifest.organiser, signed, envelope.signature):
+    signature, signed = envelope.signature, SIGNING_CONTEXT + envelope.body
+    if len(signature) != SIGNATURE_BYTES or not verify(manifest.organiser, signed, signature):
         raise ManifestError("the manifest's signature does not match: it was changed after it was signed")
     return SignedManifest(manifest, run_id, data)

@@ -7,10 +7,11 @@ Does not own: the DHT itself (`dht`).
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import NodeId, Role, RunId, Term
 from paris_p2p.wire import canonical
 from paris_p2p.wire.content import ContentRef
@@ -19,7 +20,8 @@ from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, ve
 PROTOCOL_VERSION = 1
 MAX_RECORD_BYTES = 1024
 MAX_ADDRESSES = 3
-MAX_ADDRESS_CHARS = 120
+MAX_ADDRESS_CHARS = 112
+"""The longest IPv6 address with port and peer id has 111; with 3 of them every record fits its cap."""
 CLOCK_TOLERANCE_S = 5.0
 _CONTEXT = "paris-p2p record 1"
 
@@ -172,15 +174,22 @@ def _signed_bytes(kind: str, scope: bytes, owner: NodeId, payload: bytes, expira
 
 
 def sign_record(identity: Identity, payload: Payload, scope: bytes, expiration_unix: float) -> SignedRecord:
-    """A record of `identity` about `scope`, good until `expiration_unix`."""
+    """A record of `identity` about `scope`, good until `expiration_unix`.
+
+    Raises `LocalProtocolError` when it would be over the cap, and so be refused by every node.
+    """
     kind = KIND_OF[type(payload)]
     body = canonical.encode(payload)
     signature = identity.sign(_signed_bytes(kind, scope, identity.node_id, body, expiration_unix))
     value = canonical.encode(_Envelope(kind, scope, body, signature))
+    if len(value) > MAX_RECORD_BYTES:
+        raise LocalProtocolError(f"{kind} record of {len(value)} bytes: the cap is {MAX_RECORD_BYTES}")
     return SignedRecord(record_key(kind, scope), identity.node_id, value, float(expiration_unix))
 
 
-def check_record(dht_id: bytes, subkey: bytes, value: bytes, expiration_unix: float, now_unix: float) -> Record:
+def check_record(
+    dht_id: bytes, subkey: bytes, value: bytes, expiration_unix: float, now_unix: float
+) -> Record:
     """The record, if it may stand at `dht_id` (20 bytes) under `subkey`; else `RemoteProtocolError`.
 
     Refuses: ownerless or foreign subkeys, values over the cap, unknown kinds, a record moved to another
@@ -195,7 +204,8 @@ def check_record(dht_id: bytes, subkey: bytes, value: bytes, expiration_unix: fl
         raise RemoteProtocolError("the record is of an unknown kind")
     if key_id(record_key(envelope.kind, envelope.scope)) != dht_id:
         raise RemoteProtocolError("the record belongs to another key")
-    if not expiration_unix <= now_unix + kind.max_ttl_s + CLOCK_TOLERANCE_S:  # also refuses NaN
+    latest = now_unix + kind.max_ttl_s + CLOCK_TOLERANCE_S
+    if not (math.isfinite(expiration_unix) and expiration_unix <= latest):  # NaN and -inf cannot be signed
         raise RemoteProtocolError("the record expires further ahead than its kind allows")
     owner = NodeId(subkey)
     signed = _signed_bytes(envelope.kind, envelope.scope, owner, envelope.payload, expiration_unix)

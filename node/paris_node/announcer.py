@@ -1,0 +1,76 @@
+"""Keeps this node's records alive in the DHT: signs them, renews them before they expire.
+
+Owns: what this node currently says (run, membership, provided items, held checkpoints). Claims are not
+here: the lease machine times those itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from paris_node.network import Network
+from paris_p2p import clock
+from paris_p2p.ids import InfoHash, RunId
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.records import (
+    KIND_OF,
+    AnnounceRecord,
+    Payload,
+    ProvideRecord,
+    role_scope,
+    sign_record,
+)
+
+PROVIDE_TTL_S = 300.0
+RENEW_AT = 0.6
+"""A record is written again when less than this share of its life is left."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    payload: Payload
+    scope: bytes
+    ttl_s: float
+    expiration_unix: float = 0.0
+
+
+class Announcer:
+    """The records a node keeps alive. `say` and `unsay` change the set; `flush` writes what is due."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._kept: dict[tuple[str, bytes], _Kept] = {}
+
+    def say(self, payload: Payload, scope: bytes, ttl_s: float) -> None:
+        """Keep `payload` alive under `scope`; a changed payload is written at the next `flush`."""
+        key = (KIND_OF[type(payload)], scope)
+        kept = self._kept.get(key)
+        if kept is None or kept.payload != payload:
+            self._kept[key] = _Kept(payload, scope, ttl_s)
+
+    def unsay(self, kind: str, scope: bytes) -> None:
+        """Let the record expire."""
+        self._kept.pop((kind, scope), None)
+
+    def provide(self, info_hashes: Iterable[InfoHash]) -> None:
+        """Say that this node serves these items whole."""
+        for info_hash in info_hashes:
+            self.say(ProvideRecord(True, self._network.swarm.addresses[:3]), info_hash, PROVIDE_TTL_S)
+
+    def provide_checkpoint(self, run_id: RunId, data: bytes, statement: CheckpointStatement) -> None:
+        """Say that this node holds the checkpoint of `statement` (signed bytes: `data`)."""
+        self.provide([statement.weights.info_hash, statement.resume.info_hash])
+        record = AnnounceRecord(data, self._network.swarm.addresses[:3])
+        self.say(record, role_scope(run_id, statement.role), PROVIDE_TTL_S)
+
+    async def flush(self) -> int:
+        """Write the records that are new, changed or due; the number that could not be stored."""
+        now = clock.unix()
+        due = [k for k in self._kept.values() if k.expiration_unix - now < RENEW_AT * k.ttl_s]
+        if not due:
+            return 0
+        signed = [sign_record(self._network.identity, k.payload, k.scope, now + k.ttl_s) for k in due]
+        stored = await self._network.dht.publish(signed)
+        for kept, record, ok in zip(due, signed, stored, strict=True):
+            if ok:
+                kept.expiration_unix = record.expiration_unix
+        return stored.count(False)

@@ -1,0 +1,181 @@
+"""`paris-node fetch-model`: gather a run's model from its peers into a diffusers folder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from paris_node.commands.status import run_selector
+from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
+from paris_node.run_node import WEIGHTS_FILE
+from paris_node.runs import find_run
+from paris_node.snapshot import Candidate, Observation, observe
+from paris_p2p import clock
+from paris_p2p.errors import IncompleteError, RemoteProtocolError, TransportError
+from paris_p2p.ids import Role
+from paris_p2p.net.swarm import Progress as FetchProgress
+from paris_p2p.programs import EXIT_DONE, EXIT_INCOMPLETE, Output
+from paris_p2p.store.home import Home
+from paris_p2p.store.model_folder import write_model_folder
+from paris_p2p.store.weights import check_weights_file
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.manifest import SignedManifest
+from paris_p2p.workers.nursery import open_inner_nursery
+
+STALL_S = 60.0
+CANDIDATES_PER_ROLE = 4
+
+
+def run(request: NetworkRequest, out: Path | None, allow_partial: bool, output: Output) -> int:
+    """Fetch the model and write it to `out` (default: the home's models folder)."""
+    home = Home.resolve(request.home)
+    bootstrap = bootstrap_addresses(request, home)
+    return trio.run(_fetch_model, request, home, bootstrap, out, allow_partial, output)
+
+
+async def _fetch_model(
+    request: NetworkRequest,
+    home: Home,
+    bootstrap: tuple[str, ...],
+    out: Path | None,
+    allow_partial: bool,
+    output: Output,
+) -> int:
+    started = clock.monotonic()
+    async with open_network(request, home=home, identity=None, bootstrap=bootstrap) as network:
+        signed = await find_run(network, run_selector(request, home))
+        observation = await observe(network.dht, signed)
+        _refuse_incomplete(signed, observation, allow_partial, output)
+        gathering = _Gathering(network, signed, observation, output)
+        await gathering.run()
+    missing = [role for role in signed.manifest.roles if role not in gathering.weights]
+    if missing and not allow_partial:
+        raise IncompleteError(_missing_message(missing) + f"; reasons: {'; '.join(gathering.reasons)}")
+    folder = out if out is not None else home.models / signed.manifest.name
+    await trio.to_thread.run_sync(
+        lambda: write_model_folder(
+            folder, signed, gathering.weights, gathering.components, gathering.statements
+        )
+    )
+    home.remember(
+        bootstrap=list(bootstrap),
+        run_id=signed.run_id.hex(),
+        run_name=signed.manifest.name,
+        model=str(folder.resolve()),
+    )
+    _report(output, folder, gathering, missing, clock.monotonic() - started)
+    return EXIT_INCOMPLETE if missing and not allow_partial else EXIT_DONE
+
+
+def _refuse_incomplete(
+    signed: SignedManifest, observation: Observation, allow_partial: bool, output: Output
+) -> None:
+    """Before anything is downloaded: say which roles nobody announces."""
+    missing = [role for role in signed.manifest.roles if not observation.candidates[role]]
+    if missing and (not allow_partial or len(missing) == len(signed.manifest.roles)):
+        output.event("incomplete", missing=missing)
+        raise IncompleteError(_missing_message(missing))
+
+
+def _missing_message(missing: list[Role]) -> str:
+    return (
+        f"no checkpoint can be had of: {', '.join(missing)}. Wait until they are trained (paris-node status "
+        "shows how far they are), or pass --allow-partial to use what there is"
+    )
+
+
+def _report(
+    output: Output, folder: Path, gathering: "_Gathering", missing: list[Role], seconds: float
+) -> None:
+    roles = {
+        role: {"step": s.step, "total_steps": s.total_steps, "term": s.term, "heldout_loss": s.heldout_loss}
+        for role, s in gathering.statements.items()
+    }
+    total = sum(gathering.done.values())
+    text = f"model in {folder}: {len(roles)} roles, {total / 1e6:.1f} MB in {seconds:.1f} s"
+    if missing:
+        text += f"; missing: {', '.join(missing)}"
+    output.event(
+        "model",
+        text + '\nnext: paris-node generate "your prompt"',
+        path=str(folder.resolve()),
+        bytes=total,
+        seconds=round(seconds, 3),
+        roles=roles,
+        missing=missing,
+    )
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """The fetches of one model, side by side, with a bar each and one in total."""
+
+    network: Network
+    signed: SignedManifest
+    observation: Observation
+    output: Output
+    weights: dict[Role, Path] = field(default_factory=dict)
+    statements: dict[Role, CheckpointStatement] = field(default_factory=dict)
+    components: dict[str, Path] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    done: dict[str, int] = field(default_factory=dict)
+    _bars: dict[str, TaskID] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Fetch components and the best valid checkpoint of every role."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, disable=self.output.as_json) as progress:
+            self._bars["total"] = progress.add_task("total", total=self._expected())
+            async with open_inner_nursery() as nursery:
+                for name, ref in self.signed.manifest.components.items():
+                    nursery.start_soon(self._component, progress, name, ref)
+                for role in self.signed.manifest.roles:
+                    nursery.start_soon(self._role, progress, role)
+
+    def _expected(self) -> int:
+        components = sum(ref.length for ref in self.signed.manifest.components.values())
+        bests = [self.observation.best(role) for role in self.signed.manifest.roles]
+        return components + sum(best.weights.length for best in bests if best is not None)
+
+    async def _component(self, progress: Progress, name: str, ref: ContentRef) -> None:
+        self.components[name] = await self._fetch(progress, name, ref)
+
+    async def _role(self, progress: Progress, role: Role) -> None:
+        for candidate in self.observation.candidates[role][:CANDIDATES_PER_ROLE]:
+            try:
+                await self._candidate(progress, role, candidate)
+                return
+            except (TransportError, RemoteProtocolError) as error:
+                self.reasons.append(f"{role} step {candidate.statement.step}: {error}")
+
+    async def _candidate(self, progress: Progress, role: Role, candidate: Candidate) -> None:
+        statement = candidate.statement
+        folder = await self._fetch(progress, role, statement.weights)
+        tensors = self.signed.manifest.architecture(role, statement.variant).tensors
+        await trio.to_thread.run_sync(check_weights_file, folder / WEIGHTS_FILE, tensors)
+        self.weights[role], self.statements[role] = folder, statement
+
+    async def _fetch(self, progress: Progress, name: str, ref: ContentRef) -> Path:
+        if name not in self._bars:
+            self._bars[name] = progress.add_task(name, total=ref.length)
+
+        def show(state: FetchProgress) -> None:
+            self.done[name] = state.bytes_done
+            progress.update(self._bars[name], completed=state.bytes_done)
+            progress.update(self._bars["total"], completed=sum(self.done.values()))
+
+        folder = await self.network.swarm.fetch(ref, on_progress=show, stall_timeout_s=STALL_S)
+        self.done[name] = ref.length
+        progress.update(self._bars[name], completed=ref.length)
+        progress.update(self._bars["total"], completed=sum(self.done.values()))
+        self.output.event("fetched", item=name, bytes=ref.length)
+        return folder

@@ -1,0 +1,86 @@
+"""`paris-node publish`: put a prepared run online and keep it there."""
+
+from pathlib import Path
+
+import trio
+
+from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
+from paris_node.run_node import RunNode
+from paris_node.runs import MANIFEST_FILE, save_manifest
+from paris_node.signals import until_interrupted
+from paris_p2p.errors import ConfigError
+from paris_p2p.programs import EXIT_INTERRUPTED, Output
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.home import Home
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.manifest import SignedManifest, check_manifest
+from paris_p2p.wire.records import RunRecord
+
+RUN_TTL_S = 600.0
+
+
+def run(folder: Path, request: NetworkRequest, output: Output) -> int:
+    """Publish `folder` until interrupted."""
+    signed = load_prepared(folder)
+    home = Home.resolve(request.home)
+    bootstrap = bootstrap_addresses(request, home)
+    with home.lock():
+        manifest_ref = adopt(folder, signed, home.store())
+        return trio.run(_publish, request, home, bootstrap, signed, manifest_ref, output)
+
+
+def load_prepared(folder: Path) -> SignedManifest:
+    """The manifest of a prepared folder; `ConfigError` if it is none."""
+    try:
+        return check_manifest((folder / MANIFEST_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{folder} holds no {MANIFEST_FILE}: run `paris-node prepare … --out {folder}` first") from None
+
+
+def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> ContentRef:
+    """Take the run's items into this node's store (hard links); the manifest's own reference.
+
+    Raises `ConfigError` naming what is missing.
+    """
+    prepared = ContentStore(folder / "store")
+    manifest = signed.manifest
+    wanted = [ref for cluster in manifest.clusters for ref in (cluster.train, cluster.heldout)]
+    for ref in [*wanted, *manifest.components.values()]:
+        if store.has(ref.info_hash):
+            continue
+        if not prepared.has(ref.info_hash):
+            raise ConfigError(
+                f"{folder} lacks the item {ref.info_hash.hex()[:16]}… of its manifest: run prepare again"
+            )
+        store.adopt(prepared, ref.info_hash)
+    return store.add(folder / MANIFEST_FILE, mode="copy")
+
+
+async def _publish(
+    request: NetworkRequest,
+    home: Home,
+    bootstrap: tuple[str, ...],
+    signed: SignedManifest,
+    manifest_ref: ContentRef,
+    output: Output,
+) -> int:
+    async with open_network(request, home=home, identity=home.identity(), bootstrap=bootstrap) as network:
+        save_manifest(home, signed)
+        home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
+        node = RunNode(network, signed, output, mirror=True)
+        node.progress.activity = "publishing"
+        node.announcer.provide([manifest_ref.info_hash])
+        node.announcer.say(RunRecord(signed.manifest.name, signed.run_id, manifest_ref), b"", RUN_TTL_S)
+        await node.announcer.flush()
+        output.event(
+            "published",
+            f"run {signed.manifest.name} ({signed.run_id.hex()[:12]}) is online; Ctrl-C ends it",
+            run_id=signed.run_id.hex(),
+            addresses=list(network.swarm.addresses),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.announce_loop)
+            nursery.start_soon(node.replicate_loop)
+            await until_interrupted()
+            nursery.cancel_scope.cancel()
+    return EXIT_INTERRUPTED

@@ -1,0 +1,79 @@
+"""`paris-node status`: the run as the DHT shows it, once or live."""
+
+import trio
+from rich.console import Console
+from rich.live import Live
+
+from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
+from paris_node.runs import find_run
+from paris_node.signals import until_interrupted
+from paris_node.snapshot import Snapshot, observe, take_snapshot
+from paris_node.views import status_view
+from paris_p2p.errors import TransportError
+from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
+from paris_p2p.store.home import Home
+from paris_p2p.wire.manifest import SignedManifest
+
+REFRESH_S = 2.0
+
+
+def run(request: NetworkRequest, once: bool, output: Output) -> int:
+    """Show the run's state; with `once` a single time."""
+    home = Home.resolve(request.home)
+    bootstrap = bootstrap_addresses(request, home)
+    return trio.run(_status, request, home, bootstrap, once, output)
+
+
+def run_selector(request: NetworkRequest, home: Home) -> str | None:
+    """The run asked for, else the remembered one, else any.
+
+    A remembered run counts only with the remembered network: another bootstrap may not know it.
+    """
+    if request.run is not None:
+        return request.run
+    context = home.context()
+    if request.bootstrap and list(request.bootstrap) != context.get("bootstrap"):
+        return None
+    remembered = context.get("run_id")
+    return remembered if isinstance(remembered, str) else None
+
+
+async def _status(
+    request: NetworkRequest, home: Home, bootstrap: tuple[str, ...], once: bool, output: Output
+) -> int:
+    async with open_network(request, home=home, identity=None, bootstrap=bootstrap) as network:
+        signed = await find_run(network, run_selector(request, home))
+        if once:
+            _show(await _snapshot(network, signed), output)
+            return EXIT_DONE
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_follow, network, signed, output)
+            await until_interrupted()
+            nursery.cancel_scope.cancel()
+    return EXIT_INTERRUPTED
+
+
+async def _snapshot(network: Network, signed: SignedManifest) -> Snapshot:
+    return take_snapshot(await observe(network.dht, signed), signed)
+
+
+def _show(snapshot: Snapshot, output: Output) -> None:
+    if output.as_json:
+        output.data(snapshot.to_json())
+    else:
+        Console().print(status_view(snapshot))
+
+
+async def _follow(network: Network, signed: SignedManifest, output: Output) -> None:
+    if output.as_json:
+        while True:
+            _show(await _snapshot(network, signed), output)
+            await trio.sleep(REFRESH_S)
+    with Live(console=Console(), auto_refresh=False, screen=Console().is_terminal) as live:
+        while True:
+            try:
+                view = status_view(await _snapshot(network, signed), note="Ctrl-C leaves this view")
+            except TransportError as error:
+                view = f"the network does not answer, trying again: {error}"
+            live.update(view, refresh=True)
+            await trio.sleep(REFRESH_S)

@@ -1,0 +1,117 @@
+"""The network side of a command: home, identity, DHT client and swarm, opened and closed together.
+
+Owns: where the bootstrap addresses come from (options, else the remembered context), which listen
+addresses go to which socket. Does not own: what is done with the network.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from paris_p2p.dht.client import Dht, DhtConfig, open_dht
+from paris_p2p.errors import ConfigError
+from paris_p2p.ids import InfoHash
+from paris_p2p.net.swarm import Peer, Swarm, open_swarm
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.home import Home
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import ProvideRecord
+
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRequest:
+    """The options every networked command shares, as given."""
+
+    home: Path | None
+    bootstrap: Sequence[str] | None
+    listen: Sequence[str] | None
+    announce: Sequence[str] | None
+    run: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """An open network side. `bootstrap`: the addresses it came in by."""
+
+    home: Home
+    identity: Identity
+    store: ContentStore
+    dht: Dht
+    swarm: Swarm
+    bootstrap: tuple[str, ...]
+
+
+def bootstrap_addresses(request: NetworkRequest, home: Home) -> tuple[str, ...]:
+    """The bootstrap addresses asked for, else the remembered ones; `ConfigError` when there are none."""
+    if request.bootstrap:
+        return tuple(request.bootstrap)
+    remembered = home.context().get("bootstrap")
+    if isinstance(remembered, list) and remembered:
+        return tuple(str(address) for address in remembered)
+    raise ConfigError(
+        "no bootstrap address is known here yet: pass --bootstrap /ip4/…/tcp/…/p2p/… (the line that "
+        "paris-bootstrap prints); it is remembered afterwards"
+    )
+
+
+def dht_listen(listen: Sequence[str]) -> tuple[str, ...]:
+    """The DHT worker's listen addresses: the swarm's interfaces, any free port."""
+    hosts = dict.fromkeys("/".join(address.split("/")[:3]) for address in listen)
+    return tuple(f"{host}/tcp/0" for host in hosts)
+
+
+def check_listen(listen: Sequence[str]) -> tuple[str, ...]:
+    """The listen multiaddrs, checked for their form."""
+    for address in listen:
+        parts = address.split("/")
+        if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+            raise ConfigError(f"{address!r} is no listen address; one looks like {DEFAULT_LISTEN}")
+        if not parts[4].isdigit() or int(parts[4]) > 65535:
+            raise ConfigError(f"{address!r}: the port must be a number from 0 to 65535")
+    return tuple(listen)
+
+
+@asynccontextmanager
+async def open_network(
+    request: NetworkRequest, *, home: Home, identity: Identity | None, bootstrap: tuple[str, ...]
+) -> AsyncIterator[Network]:
+    """Open DHT client and swarm. Without `identity` a throw-away one is used and the DHT is only asked."""
+    listen = check_listen(request.listen or [DEFAULT_LISTEN])
+    config = DhtConfig(
+        listen=dht_listen(listen),
+        announce=(),
+        bootstrap=bootstrap,
+        key_path=home.path / "dht.key" if identity is not None else None,
+        client_mode=identity is None,
+        runtime_dir=home.path / "run",
+    )
+    store = home.store()
+    own = identity if identity is not None else Identity(os.urandom(32))
+    async with open_dht(config) as dht:
+        swarm_opened = open_swarm(
+            own,
+            store,
+            listen=listen,
+            announce=tuple(request.announce or ()),
+            find_peers=_peer_finder(dht, own),
+            rng=random.Random(own.node_id),
+        )
+        async with swarm_opened as swarm:
+            yield Network(home, own, store, dht, swarm, bootstrap)
+
+
+def _peer_finder(dht: Dht, own: Identity) -> Callable[[InfoHash], Awaitable[list[Peer]]]:
+    async def find_peers(info_hash: InfoHash) -> list[Peer]:
+        records = await dht.read("provide", info_hash)
+        return [
+            Peer(record.owner, record.payload.addresses)
+            for record in records
+            if isinstance(record.payload, ProvideRecord) and record.owner != own.node_id
+        ]
+
+    return find_peers

@@ -1,0 +1,104 @@
+"""Finding a run: from the DHT's announcements, or from what this home remembers.
+
+Owns: choosing among announced runs, fetching and checking the manifest. Strangers can announce anything:
+the manifest is bound to its run id by its hash and to its organiser by its signature.
+"""
+
+from collections.abc import Sequence
+
+import trio
+
+from paris_node.network import Network
+from paris_p2p import clock
+from paris_p2p.errors import ConfigError, ManifestError, NetworkError, TransportError
+from paris_p2p.ids import RunId
+from paris_p2p.store.home import Home
+from paris_p2p.wire.manifest import MAX_MANIFEST_BYTES, SignedManifest, check_manifest
+from paris_p2p.wire.records import RunRecord
+
+FIND_DEADLINE_S = 20.0
+FETCH_STALL_S = 20.0
+MANIFEST_FILE = "manifest.paris"
+MAX_ANNOUNCED = 256
+
+
+def matching(records: Sequence[RunRecord], selector: str | None) -> list[RunRecord]:
+    """The announced runs that `selector` (id, beginning of an id, or name; None: any) means."""
+    if selector is None:
+        return list(records)
+    by_id = [r for r in records if len(selector) >= 6 and r.run_id.hex().startswith(selector.lower())]
+    return by_id or [record for record in records if record.name == selector]
+
+
+def choose(records: Sequence[RunRecord], selector: str | None) -> list[RunRecord]:
+    """The records of the one run meant (several publishers may announce it); empty when none is.
+
+    Raises `ConfigError` when several runs match.
+    """
+    found = matching(records, selector)
+    runs = {record.run_id: record.name for record in found}
+    if len(runs) > 1:
+        listed = ", ".join(f"{name} ({run_id.hex()[:12]})" for run_id, name in sorted(runs.items()))
+        raise ConfigError(f"several runs are announced: {listed}. Choose one with --run ID")
+    return found
+
+
+async def find_run(network: Network, selector: str | None) -> SignedManifest:
+    """The checked manifest of the run meant: from this home if it is there, else through the swarm.
+
+    Raises `NetworkError` when no such run is announced in time, `ConfigError` when several are.
+    """
+    deadline = clock.monotonic() + FIND_DEADLINE_S
+    while True:
+        records = await network.dht.read("run", b"")
+        announced = [r.payload for r in records[:MAX_ANNOUNCED] if isinstance(r.payload, RunRecord)]
+        found = choose(announced, selector)
+        if found:
+            return await _fetch_manifest(network, found)
+        if clock.monotonic() > deadline:
+            raise NetworkError(_not_found(announced, selector))
+        await trio.sleep(1.0)
+
+
+def _not_found(announced: Sequence[RunRecord], selector: str | None) -> str:
+    if selector is None:
+        return "the network answers, but nobody announces a run there: is `paris-node publish` running?"
+    names = ", ".join(sorted({record.name for record in announced})) or "none"
+    return f"no run {selector!r} is announced there (announced: {names})"
+
+
+async def _fetch_manifest(network: Network, records: Sequence[RunRecord]) -> SignedManifest:
+    reasons = []
+    for record in {r.manifest.info_hash: r for r in records}.values():
+        remembered = load_manifest(network.home, record.run_id)
+        if remembered is not None:
+            return remembered
+        if record.manifest.length > MAX_MANIFEST_BYTES:
+            reasons.append("the announced manifest is too large")
+            continue
+        try:
+            folder = await network.swarm.fetch(record.manifest, stall_timeout_s=FETCH_STALL_S)
+            signed = check_manifest(await trio.Path(folder / MANIFEST_FILE).read_bytes(), record.run_id)
+        except (TransportError, ManifestError, FileNotFoundError) as error:
+            reasons.append(str(error))
+            continue
+        save_manifest(network.home, signed)
+        return signed
+    raise NetworkError(f"the run's manifest could not be had: {'; '.join(reasons)}")
+
+
+def load_manifest(home: Home, run_id: RunId) -> SignedManifest | None:
+    """The manifest this home keeps for `run_id`, if any; a damaged one counts as none."""
+    try:
+        return check_manifest((home.run_folder(run_id) / MANIFEST_FILE).read_bytes(), run_id)
+    except (FileNotFoundError, ManifestError):
+        return None
+
+
+def save_manifest(home: Home, signed: SignedManifest) -> None:
+    """Keep the manifest in this home."""
+    folder = home.run_folder(signed.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / (MANIFEST_FILE + ".part")
+    part.write_bytes(signed.data)
+    part.replace(folder / MANIFEST_FILE)

@@ -1,0 +1,258 @@
+"""One role's training on this node: gather shards, find the checkpoint to go on from, run the trainer.
+
+Owns: the conversation with the trainer child, and turning its checkpoints into content items and signed
+statements. Does not own: whether this node may hold the role (`volunteer`, by the lease machine).
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from paris_node.run_node import RunNode
+from paris_node.snapshot import Candidate
+from paris_p2p import clock
+from paris_p2p.errors import ParisError, TransportError
+from paris_p2p.ids import ROUTER, Role, Term
+from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.workers.nursery import open_inner_nursery
+from paris_p2p.workers.spawn import Worker, open_worker
+
+log = logging.getLogger(__name__)
+
+TRAINER_MODULE = "paris_p2p.diffusion.train_worker"
+READY_DEADLINE_S = 300.0
+SILENCE_DEADLINE_S = 900.0
+STOP_GRACE_S = 60.0
+SHARD_STALL_S = 120.0
+RESUME_STALL_S = 30.0
+RESUME_CANDIDATES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: `finished`, `stopped` (asked to), or `failed` with the reason."""
+
+    kind: str
+    reason: str = ""
+
+
+class _BadResume(ParisError):
+    """The trainer refused the resume bundle it was given."""
+
+
+class TrainingJob:
+    """Trains (`role`, `term`) until the recipe's last step, or until `stop` is called."""
+
+    def __init__(self, node: RunNode, role: Role, term: Term, *, device: str, threads: int | None) -> None:
+        self._node = node
+        self._role = role
+        self._term = term
+        self._device = device
+        self._threads = threads
+        self._stopping = trio.Event()
+        self._parent = b""
+        self._variant = 0
+        self._work = node.network.home.work(node.signed.run_id, role)
+
+    def stop(self) -> None:
+        """Ask the trainer for a last checkpoint; `run` then returns `stopped`."""
+        self._stopping.set()
+
+    async def run(self) -> Outcome:
+        """Train to the end. Never raises for what a peer or the trainer did: that is an `Outcome`."""
+        try:
+            shards = await self._until_stopped_gather()
+            if shards is None:
+                return Outcome("stopped")
+            return await self._train_from_best(shards)
+        except ParisError as error:
+            return Outcome("failed", str(error))
+        finally:
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(self._work, ignore_errors=True))
+
+    async def _until_stopped_gather(self) -> list[dict[str, Any]] | None:
+        """The role's shards, fetched; `None` when asked to stop meanwhile."""
+        self._node.progress.activity = "fetching"
+        found: list[dict[str, Any]] | None = None
+        async with open_inner_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._stopping.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            found = await self._gather_shards()
+            nursery.cancel_scope.cancel()
+        return found
+
+    async def _gather_shards(self) -> list[dict[str, Any]]:
+        manifest = self._node.signed.manifest
+        clusters = manifest.clusters
+        if self._role != ROUTER:
+            clusters = (clusters[int(self._role.removeprefix("expert-"))],)
+        refs = [ref for cluster in clusters for ref in (cluster.train, cluster.heldout)]
+        paths: dict[ContentRef, Path] = {}
+
+        async def gather(ref: ContentRef) -> None:
+            paths[ref] = await self._node.network.swarm.fetch(ref, stall_timeout_s=SHARD_STALL_S)
+
+        async with open_inner_nursery() as nursery:
+            for ref in refs:
+                nursery.start_soon(gather, ref)
+        self._node.announcer.provide(ref.info_hash for ref in refs)
+        return [
+            {"cluster": c.index, "train": str(paths[c.train]), "heldout": str(paths[c.heldout])}
+            for c in clusters
+        ]
+
+    async def _train_from_best(self, shards: list[dict[str, Any]]) -> Outcome:
+        """Train from the best checkpoint that can be had and that the trainer accepts, else afresh."""
+        observation = await self._node.observe()
+        candidates: Sequence[Candidate] = observation.candidates[self._role][:RESUME_CANDIDATES]
+        for candidate in candidates:
+            if candidate.statement.finished:
+                return Outcome("finished")
+            try:
+                folder = await self._node.network.swarm.fetch(
+                    candidate.statement.resume, stall_timeout_s=RESUME_STALL_S
+                )
+                return await self._train(shards, candidate.statement, folder)
+            except (TransportError, _BadResume) as error:
+                log.warning("%s: step %d cannot be resumed from: %s", self._role, candidate.statement.step, error)
+        return await self._train(shards, None, None)
+
+    async def _train(
+        self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
+    ) -> Outcome:
+        self._parent = parent.resume.info_hash if parent else b""
+        self._variant = parent.variant if parent else 0
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(self._work, ignore_errors=True))
+        self._work.mkdir(parents=True)
+        outcome = Outcome("stopped")
+        async with open_worker(TRAINER_MODULE) as worker:
+            await worker.send(self._start_message(shards, resume))
+            async with open_inner_nursery() as nursery:
+                nursery.start_soon(self._pass_stop_on, worker, nursery.cancel_scope)
+                outcome = await self._converse(worker, parent)
+                nursery.cancel_scope.cancel()
+        return outcome
+
+    def _start_message(self, shards: list[dict[str, Any]], resume: Path | None) -> dict[str, Any]:
+        home, run_id = self._node.network.home, self._node.signed.run_id
+        return {
+            "type": "start",
+            "manifest": str(home.run_folder(run_id) / "manifest.paris"),
+            "role": self._role,
+            "variant": self._variant,
+            "device": self._device,
+            "shards": shards,
+            "resume": str(resume) if resume else None,
+            "out": str(self._work),
+            "threads": self._threads or max(1, (os.cpu_count() or 2) // 2),
+        }
+
+    async def _pass_stop_on(self, worker: Worker, conversation: trio.CancelScope) -> None:
+        await self._stopping.wait()
+        await worker.send({"type": "stop"})
+        await trio.sleep(STOP_GRACE_S)
+        log.warning("%s: the trainer did not stop within %.0f s and is ended", self._role, STOP_GRACE_S)
+        conversation.cancel()
+
+    async def _converse(self, worker: Worker, parent: CheckpointStatement | None) -> Outcome:
+        deadline_s = READY_DEADLINE_S
+        while True:
+            with trio.move_on_after(deadline_s) as scope:
+                message = await worker.receive()
+            if scope.cancelled_caught:
+                return Outcome("failed", f"the trainer said nothing for {deadline_s:.0f} s")
+            deadline_s = SILENCE_DEADLINE_S
+            outcome = await self._handle(message, parent)
+            if outcome is not None:
+                return outcome
+
+    async def _handle(self, message: dict[str, Any], parent: CheckpointStatement | None) -> Outcome | None:
+        kind = message.get("type")
+        if kind == "ready":
+            self._on_ready(message, parent)
+        elif kind == "step":
+            self._on_step(message)
+        elif kind == "checkpoint":
+            await self._on_checkpoint(message)
+            if self._stopping.is_set():
+                return Outcome("stopped")
+        elif kind == "finished":
+            return Outcome("finished")
+        elif kind == "error":
+            if message.get("kind") == "bad_resume":
+                raise _BadResume(str(message.get("message")))
+            return Outcome("failed", str(message.get("message")))
+        return None
+
+    def _on_ready(self, message: dict[str, Any], parent: CheckpointStatement | None) -> None:
+        progress = self._node.progress
+        progress.activity, progress.step = "training", int(message["step"])
+        progress.total_steps = int(message["total_steps"])
+        if parent is not None:
+            self._node.output.event(
+                "resumed",
+                f"{self._role}: going on from step {message['step']} (term {self._term})",
+                role=self._role,
+                term=self._term,
+                step=message["step"],
+                parent=parent.resume.info_hash.hex(),
+            )
+
+    def _on_step(self, message: dict[str, Any]) -> None:
+        progress = self._node.progress
+        progress.step, progress.loss = int(message["step"]), float(message["loss"])
+        progress.images_per_s = float(message["images_per_s"])
+        self._node.output.event(
+            "step",
+            role=self._role,
+            step=progress.step,
+            total_steps=progress.total_steps,
+            loss=progress.loss,
+            images_per_s=progress.images_per_s,
+        )
+
+    async def _on_checkpoint(self, message: dict[str, Any]) -> None:
+        store = self._node.network.store
+        weights = await trio.to_thread.run_sync(lambda: store.add(Path(message["weights"]), mode="move"))
+        resume = await trio.to_thread.run_sync(lambda: store.add(Path(message["resume"]), mode="move"))
+        statement = self._statement(message, weights, resume)
+        self._parent = resume.info_hash
+        await self._node.hold(sign_statement(statement, self._node.network.identity), statement)
+        self._node.output.event(
+            "checkpoint",
+            f"{self._role}: checkpoint at step {statement.step}/{statement.total_steps}, "
+            f"held-out loss {statement.heldout_loss:.4f}",
+            role=self._role,
+            term=self._term,
+            step=statement.step,
+            content_id=weights.info_hash.hex(),
+            heldout_loss=statement.heldout_loss,
+        )
+
+    def _statement(self, message: dict[str, Any], weights: ContentRef, resume: ContentRef) -> CheckpointStatement:
+        signed = self._node.signed
+        return CheckpointStatement(
+            run_id=signed.run_id,
+            role=self._role,
+            term=self._term,
+            holder=self._node.network.identity.node_id,
+            step=int(message["step"]),
+            total_steps=signed.manifest.training(self._role, self._variant).steps,
+            variant=self._variant,
+            weights=weights,
+            resume=resume,
+            parent=self._parent,
+            heldout_loss=float(message["heldout_loss"]),
+            created_unix=clock.unix(),
+        )

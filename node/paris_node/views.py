@@ -1,0 +1,118 @@
+"""Views: pure functions from status values to rich renderables. No I/O, no clock."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from paris_node.snapshot import RoleLine, Snapshot
+from paris_p2p.wire.identity import peer_id_text
+from paris_p2p.wire.records import MemberRecord
+
+_STATE_STYLE = {
+    "unclaimed": "dim",
+    "claimed": "yellow",
+    "training": "cyan",
+    "stale": "red",
+    "finished": "green",
+}
+
+
+def human_bytes(count: float) -> str:
+    """A byte count for people: `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """A duration for people: `45s`, `3m20s`, `2h05m`; a dash when unknown."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def peer_name(peer: str, names: Mapping[str, str]) -> str:
+    """A peer's given name, else the end of its id (the beginnings are all alike)."""
+    return names.get(peer, "…" + peer[-6:])
+
+
+def role_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
+    """The table of roles."""
+    table = Table(expand=True, pad_edge=False, box=None, header_style="bold")
+    table.add_column("role", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("holder", no_wrap=True)
+    for header in ("term", "step"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("progress", min_width=10, ratio=1)
+    for header in ("loss", "images/s", "ETA", "copies", "age"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for line in snapshot.roles:
+        table.add_row(*_role_cells(line, names))
+    return table
+
+
+def _role_cells(line: RoleLine, names: Mapping[str, str]) -> Sequence[RenderableType]:
+    style = _STATE_STYLE[line.state]
+    bar = ProgressBar(total=max(1, line.total_steps), completed=line.step, complete_style=style)
+    return (
+        line.role,
+        Text(line.state, style=style),
+        peer_name(peer_id_text(line.holder), names) if line.holder else "–",
+        str(line.term) if line.term else "–",
+        f"{line.step}/{line.total_steps}",
+        bar,
+        "–" if line.loss is None else f"{line.loss:.3f}",
+        "–" if line.images_per_s is None else f"{line.images_per_s:.0f}",
+        human_seconds(line.eta_s),
+        str(line.providers),
+        human_seconds(line.age_s),
+    )
+
+
+def member_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
+    """The table of peers."""
+    table = Table(expand=True, pad_edge=False, box=None, header_style="bold")
+    for header in ("peer", "doing"):
+        table.add_column(header, no_wrap=True)
+    for header in ("up", "down", "age"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for peer, record in snapshot.members:
+        table.add_row(*_member_cells(peer, record, snapshot.now_unix, names))
+    return table
+
+
+def _member_cells(
+    peer: str, record: MemberRecord, now_unix: float, names: Mapping[str, str]
+) -> Sequence[RenderableType]:
+    doing = f"{record.activity} {record.role}" if record.role else record.activity
+    return (
+        peer_name(peer, names),
+        doing,
+        human_bytes(record.up_bytes_per_s) + "/s",
+        human_bytes(record.down_bytes_per_s) + "/s",
+        human_seconds(max(0.0, now_unix - record.updated_unix)),
+    )
+
+
+def status_view(snapshot: Snapshot, names: Mapping[str, str] | None = None, note: str = "") -> RenderableType:
+    """The whole status screen. `names` maps peer ids to names; `note` stands below the tables."""
+    known = names or {}
+    finished = sum(line.state == "finished" for line in snapshot.roles)
+    title = f"run [bold]{snapshot.name}[/] ({snapshot.run_id[:12]})"
+    summary = f"{finished} of {len(snapshot.roles)} roles finished, {snapshot.peers} peers"
+    parts: list[RenderableType] = [role_table(snapshot, known), Text(), member_table(snapshot, known)]
+    if note:
+        parts += [Text(), Text(note)]
+    return Panel(Group(*parts), title=title, subtitle=summary, title_align="left", subtitle_align="left")

@@ -1,0 +1,79 @@
+"""Writing to disk so that a crash leaves the old or the new state, never half of one.
+
+Owns: atomic file replacement, flushing files and folders, and turning the system's refusals into
+`StoreError`. Does not own: what is written.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paris_p2p.errors import StoreError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def disk(doing: str, folder: Path, needed: int = 0) -> Iterator[None]:
+    """Translate `OSError` inside the block to `StoreError`: `doing` says what was tried in `folder`,
+    `needed` how many bytes it wanted (for the message when the disk is full)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            wanted = f"{needed} bytes do not fit" if needed else "nothing more fits"
+            raise StoreError(f"disk full while {doing}: {wanted} under {folder}; free some space") from error
+        raise StoreError(f"{doing} in {folder} failed: {error}") from error
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o644) -> None:
+    """Make `path` hold exactly `data`, replacing what stood there in one step.
+
+    With `sync` the data and the name are on the disk when this returns. Raises `OSError`.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            write_all(fd, data, 0)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink()
+        raise
+    if sync:
+        sync_path(path.parent)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """`pwrite` all of `data`: one call may write less than asked."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """`pread` of `length` bytes, fewer only where the file ends."""
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

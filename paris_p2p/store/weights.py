@@ -1,0 +1,88 @@
+"""Checking a weights file before it is used: exact tensors, every value finite.
+
+Owns: reading the file, in bounded memory. Does not own: the rules of headers (`wire.safetensors_header`).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.store.durable import disk, read_at
+from paris_p2p.wire.manifest import TensorSpec
+from paris_p2p.wire.safetensors_header import (
+    DTYPE_BYTES,
+    PREFIX_BYTES,
+    Header,
+    HeaderTensor,
+    check_schema,
+    header_bytes,
+    parse_header,
+)
+
+CHUNK_BYTES = 4 << 20
+"""Bytes read at a time; a multiple of every dtype's size."""
+
+# A floating-point number is infinite or NaN when all its exponent bits are set (IEEE 754). Comparing bit
+# patterns serves every dtype alike, BF16 too, which numpy does not know.
+_EXPONENT: dict[str, tuple[str, int]] = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
+_WHOLE_NUMBERS = {name for name in DTYPE_BYTES if not name.startswith(("F", "BF"))}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, Header]]:
+    """The descriptor and checked header of a safetensors file."""
+    with disk(f"reading {path.name}", path.parent):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            data = read_at(fd, header_bytes(read_at(fd, PREFIX_BYTES, 0), size), 0)
+            yield fd, parse_header(data, size)
+        finally:
+            os.close(fd)
+
+
+def check_weights(path: Path, tensors: Sequence[TensorSpec]) -> None:
+    """Refuse a safetensors file that does not hold exactly `tensors`; only its header is read.
+
+    Raises `RemoteProtocolError` naming the first difference, `StoreError` when it cannot be read.
+    """
+    with _opened(path) as (_, header):
+        check_schema(header, tensors)
+
+
+def check_weights_file(path: Path, tensors: Sequence[TensorSpec]) -> None:
+    """As `check_weights`, and refuse a file that holds a NaN or an infinity. Reads it once, in chunks.
+
+    Raises `RemoteProtocolError` naming the tensor, also when its floating-point dtype cannot be checked.
+    """
+    with _opened(path) as (fd, header):
+        check_schema(header, tensors)
+        for tensor in header.tensors:
+            _check_finite(fd, tensor)
+
+
+def _check_finite(fd: int, tensor: HeaderTensor) -> None:
+    name, dtype = tensor.spec.name, tensor.spec.dtype
+    if dtype in _WHOLE_NUMBERS:
+        return
+    if dtype not in _EXPONENT:
+        raise RemoteProtocolError(f"tensor {name!r} has dtype {dtype}, whose values cannot be checked")
+    pattern, exponent = _EXPONENT[dtype]
+    for offset in range(tensor.begin, tensor.end, CHUNK_BYTES):
+        size = min(CHUNK_BYTES, tensor.end - offset)
+        data = read_at(fd, size, offset)
+        if len(data) != size:
+            raise RemoteProtocolError(f"tensor {name!r} is cut off: the file was changed")
+        bits: NDArray[np.unsignedinteger] = np.frombuffer(data, pattern)
+        if np.any((bits & bits.dtype.type(exponent)) == exponent):
+            raise RemoteProtocolError(f"tensor {name!r} holds a value that is not finite")

@@ -1,0 +1,175 @@
+"""Tests of `paris_p2p.core.accept`."""
+
+import dataclasses
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from paris_p2p.core.accept import (
+    RESUME_FACTOR,
+    SIDE_FILES_BYTES,
+    check_weights_header,
+    choose_checkpoint,
+    order_checkpoints,
+    refusal,
+)
+from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.manifest import (
+    Architecture,
+    Captions,
+    Cluster,
+    ExpertVariant,
+    Latents,
+    LeaseTimes,
+    Manifest,
+    Recipe,
+    RouterRecipe,
+    Sampling,
+    TensorSpec,
+    Training,
+    sign_manifest,
+)
+from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, HeaderTensor
+
+ORGANISER = Identity(b"o" * 32)
+TRAINING = Training(100, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
+WEIGHT = TensorSpec("w", "F32", (256,))
+WEIGHT_BYTES = 1024
+NETWORK = Architecture("Net", {}, (WEIGHT,))
+SHARD = ContentRef(InfoHash(b"d" * 32), 9, 1 << 14)
+VARIANTS = (
+    ExpertVariant("flow", "flow_matching", NETWORK, TRAINING),
+    ExpertVariant("noise", "ddpm", NETWORK, dataclasses.replace(TRAINING, steps=200)),
+)
+MANIFEST = Manifest(
+    format=1,
+    name="run",
+    organiser=ORGANISER.node_id,
+    recipe=Recipe(
+        Latents("pixel", 1, 8, 8, 1.0, 0.0),
+        Captions(8, 16),
+        VARIANTS,
+        RouterRecipe(True, NETWORK, TRAINING),
+        Sampling(20, 2.0, 2, "euler"),
+        50,
+    ),
+    clusters=(Cluster(0, 1, 1, SHARD, SHARD), Cluster(1, 1, 1, SHARD, SHARD)),
+    components={},
+    lease=LeaseTimes(60.0, 20.0, 3.0, 10.0),
+    replicas=2,
+    example_prompts=(),
+)
+RUN = sign_manifest(MANIFEST, ORGANISER)
+ROLE = expert_role(1)
+
+
+def item(length: int, letter: bytes = b"w") -> ContentRef:
+    return ContentRef(InfoHash(letter * 32), length, 1 << 14)
+
+
+def statement(**change: Any) -> CheckpointStatement:
+    base = CheckpointStatement(
+        run_id=RUN.run_id,
+        role=ROLE,
+        term=Term(1),
+        holder=NodeId(b"h" * 32),
+        step=50,
+        total_steps=100,
+        variant=0,
+        weights=item(WEIGHT_BYTES + 100),
+        resume=item(4 * WEIGHT_BYTES, b"r"),
+        parent=b"",
+        heldout_loss=0.5,
+        created_unix=1.7e9,
+    )
+    return dataclasses.replace(base, **change)
+
+
+def test_a_fitting_statement_is_accepted() -> None:
+    assert refusal(statement(), MANIFEST, ROLE) is None
+    assert refusal(statement(variant=1, total_steps=200), MANIFEST, ROLE) is None
+    assert refusal(statement(role=ROUTER), MANIFEST, ROUTER) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"role": expert_role(0)}, "another role"),
+        ({"variant": 2}, "variant 2"),
+        ({"variant": 1}, "total steps"),
+        ({"total_steps": 99}, "total steps"),
+        ({"term": Term(1 << 31)}, "term"),
+        ({"heldout_loss": -0.1}, "loss"),
+        ({"heldout_loss": float("nan")}, "loss"),
+        ({"weights": item(WEIGHT_BYTES)}, "weights are smaller"),
+        ({"weights": item(WEIGHT_BYTES + MAX_HEADER_BYTES + SIDE_FILES_BYTES + 1)}, "or larger"),
+        ({"resume": item(RESUME_FACTOR * WEIGHT_BYTES + SIDE_FILES_BYTES + 1)}, "resume item"),
+    ],
+)  # fmt: skip
+def test_a_statement_that_does_not_fit_is_refused_with_the_reason(
+    change: dict[str, Any], reason: str
+) -> None:
+    assert reason in (refusal(statement(**change), MANIFEST, ROLE) or "accepted")
+    assert order_checkpoints([statement(**change)], MANIFEST, ROLE) == []
+
+
+def test_a_role_the_run_does_not_have_is_refused() -> None:
+    role = Role("expert-2")
+    assert refusal(statement(role=role), MANIFEST, role)
+
+
+def test_a_router_has_no_second_variant() -> None:
+    assert refusal(statement(role=ROUTER, variant=1, total_steps=200), MANIFEST, ROUTER)
+
+
+def test_an_architecture_nobody_can_measure_accepts_nothing() -> None:
+    odd = Architecture("Net", {}, (TensorSpec("w", "F4", (2,)),))
+    recipe = dataclasses.replace(
+        MANIFEST.recipe, experts=(dataclasses.replace(VARIANTS[0], architecture=odd),)
+    )
+    manifest = dataclasses.replace(MANIFEST, recipe=recipe)
+    assert "cannot be checked" in (refusal(statement(), manifest, ROLE) or "")
+
+
+def test_checkpoints_of_other_runs_are_left_out() -> None:
+    ours, foreign = statement(), statement(run_id=RunId(bytes(32)))
+    assert choose_checkpoint([foreign, ours], RUN, ROLE) == [ours]
+
+
+RANKED = [
+    statement(step=100),
+    statement(step=60, term=Term(1)),  # a late writer of an old term, further than the new one
+    statement(step=50, term=Term(2), heldout_loss=0.9),
+    statement(step=50, term=Term(1), heldout_loss=0.1),
+    statement(step=50, term=Term(1), heldout_loss=0.5, weights=item(WEIGHT_BYTES + 100, b"a")),
+    statement(step=50, term=Term(1), heldout_loss=0.5, holder=NodeId(b"a" * 32)),
+    statement(step=50, term=Term(1), heldout_loss=0.5),
+]
+
+
+def test_more_steps_come_first_then_terms_then_quality_then_ids() -> None:
+    for seed in range(20):
+        shuffled = random.Random(seed).sample(RANKED, len(RANKED))
+        assert order_checkpoints(shuffled, MANIFEST, ROLE) == RANKED
+
+
+def test_the_order_of_two_does_not_depend_on_the_others() -> None:
+    for better, worse in itertools.combinations(RANKED, 2):
+        assert order_checkpoints([worse, better], MANIFEST, ROLE) == [better, worse]
+
+
+def test_a_statement_heard_from_several_peers_counts_once() -> None:
+    assert order_checkpoints([statement(), statement()], MANIFEST, ROLE) == [statement()]
+
+
+def test_weights_must_have_exactly_the_tensors_of_the_architecture() -> None:
+    check_weights_header(Header((HeaderTensor(WEIGHT, 0, 1024),), {}), NETWORK)
+    other = TensorSpec("w", "F16", (256,))
+    with pytest.raises(RemoteProtocolError, match="dtype"):
+        check_weights_header(Header((HeaderTensor(other, 0, 512),), {}), NETWORK)

@@ -1,0 +1,63 @@
+"""Tests of `paris_p2p.store.durable`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from paris_p2p.errors import StoreError
+from paris_p2p.store.durable import disk, read_at, write_all, write_atomic
+
+
+def test_a_full_disk_says_how_much_did_not_fit_and_where(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    fd = os.open(full, os.O_WRONLY)
+    try:
+        with (
+            pytest.raises(
+                StoreError, match=f"disk full while writing x: 5 bytes do not fit under {tmp_path}"
+            ),
+            disk("writing x", tmp_path, 5),
+        ):
+            os.write(fd, b"12345")
+    finally:
+        os.close(fd)
+
+
+def test_another_refusal_names_the_action_and_the_reason(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StoreError, match=r"reading x in .* failed: .*No such file"),
+        disk("reading x", tmp_path),
+    ):
+        (tmp_path / "absent").read_bytes()
+
+
+def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"^mine$"), disk("reading x", tmp_path):
+        raise StoreError("mine")
+
+
+def test_a_file_is_replaced_whole_and_no_draft_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_atomic(path, b"old, and longer")
+    write_atomic(path, b"new", mode=0o600)
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "inside").touch()
+    with pytest.raises(OSError, match="folder"):
+        write_atomic(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_reading_stops_where_the_file_ends(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("w+b") as file:
+        write_all(file.fileno(), b"0123456789", 5)
+        assert read_at(file.fileno(), 100, 3) == b"\0\0" + b"0123456789"
+        assert read_at(file.fileno(), 4, 6) == b"1234" and read_at(file.fileno(), 4, 60) == b""
