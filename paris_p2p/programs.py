@@ -57,7 +57,7 @@ class Output:
         self.as_json = as_json
         self._stdout = stdout if stdout is not None else sys.stdout
 
-    def event(self, name: str, text: str | None = None, **fields: Any) -> None:
+    def event(self, name: str, text: str | None = None, /, **fields: Any) -> None:
         """One event: `{"event": name, **fields}` as a JSON line, or `text` (if any) for people."""
         if self.as_json:
             self.data({"event": name, **fields})
@@ -92,7 +92,7 @@ def run_program(body: Callable[[], int | None], *, debug: bool = False) -> int:
     except BrokenPipeError:
         _close_stdout()
         return EXIT_DONE
-    except BaseException as raised:
+    except BaseException as raised:  # noqa: BLE001 - the last catcher: every error becomes an exit code
         error = _single(raised)
         if isinstance(error, SystemExit):
             raise error from None
@@ -155,6 +155,8 @@ def _report(error: BaseException, debug: bool) -> int:
 
 def set_up_logging(debug: bool) -> None:
     """Logs go to stderr: warnings and up, or everything of ours with `debug`."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
     logging.getLogger("paris_p2p").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.getLogger("paris_node").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,8 +29,15 @@ MAX_LINE_BYTES = 1 << 20
 class Actor:
     """One running program: its events so far, its log, its end."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: "subprocess.Popen[bytes]",
+        log_path: Path,
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
         self.name = name
+        self._on_event = on_event
         self.log_path = log_path
         self.process = process
         self.ended = trio.Event()
@@ -87,12 +94,18 @@ class Actor:
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 buffer = buffer[-MAX_LINE_BYTES:]
                 await self._note([json.loads(line) for line in lines if line.startswith(b"{")])
-        await trio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
+        await self.wait()
         self.ended.set()
         await self._note([])
 
+    async def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return await trio.to_thread.run_sync(lambda: self.process.wait(), abandon_on_cancel=True)
+
     async def _note(self, events: list[dict[str, Any]]) -> None:
         self._events += events
+        for event in events:
+            self._on_event(self.name, event)
         async with self._changed:
             self._changed.notify_all()
 
@@ -100,8 +113,9 @@ class Actor:
 class Cast:
     """All the programs of one demo; leaving the context ends those that still run."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._logs = logs
+        self._on_event = on_event
         self._manager = trio.open_nursery()
         self.actors: list[Actor] = []
 
@@ -118,7 +132,7 @@ class Cast:
         self._nursery.cancel_scope.cancel()
         return await self._manager.__aexit__(kind, error, trace)
 
-    async def start(self, name: str, arguments: Sequence[str], program: str = "paris_node") -> Actor:
+    def start(self, name: str, arguments: Sequence[str], program: str = "paris_node") -> Actor:
         """Start `python -m program arguments…`, logging its stderr to a file."""
         log_path = self._logs / f"{name}.log"
         # a session of its own: Ctrl-C reaches the demo alone, which then ends its programs in order
@@ -131,7 +145,7 @@ class Cast:
                 start_new_session=True,
                 env={**os.environ, DIE_WITH_PARENT: str(os.getpid())},
             )
-        actor = Actor(name, process, log_path)
+        actor = Actor(name, process, log_path, self._on_event)
         self.actors.append(actor)
         self._nursery.start_soon(actor.listen)
         return actor
@@ -147,7 +161,7 @@ class Cast:
                 actor.process.send_signal(signal.SIGTERM)
         with trio.move_on_after(END_GRACE_S):
             for actor in self.actors:
-                await trio.to_thread.run_sync(actor.process.wait, abandon_on_cancel=True)
+                await actor.wait()
         for actor in self.actors:
             if actor.process.poll() is None:
                 log.warning("%s did not end in time and is killed", actor.name)

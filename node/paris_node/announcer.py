@@ -47,9 +47,11 @@ class Announcer:
         if kept is None or kept.payload != payload:
             self._kept[key] = _Kept(payload, scope, ttl_s)
 
-    def unsay(self, kind: str, scope: bytes) -> None:
-        """Let the record expire."""
-        self._kept.pop((kind, scope), None)
+    def forget_removed(self) -> None:
+        """Let the records of items that have left the store expire."""
+        for kind, scope in list(self._kept):
+            if kind == "provide" and not self._network.store.has(InfoHash(scope)):
+                del self._kept[kind, scope]
 
     def provide(self, info_hashes: Iterable[InfoHash]) -> None:
         """Say that this node serves these items whole."""

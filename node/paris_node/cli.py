@@ -48,10 +48,13 @@ def _go(body: object, as_json: bool, debug: bool) -> None:
 @app.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="`digits`, a folder of captioned images, a parquet file, or webdataset tars.")
+        str,
+        typer.Argument(help="`digits`, a folder of captioned images, a parquet file, or webdataset tars."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the run's manifest and content.")],
-    clusters: Annotated[int | None, typer.Option(min=1, help="Experts. Default: 4 for digits, else 8.")] = None,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="Experts. Default: 4 for digits, else 8.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Size of the model.")] = "tiny",
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps an expert.")] = None,
@@ -79,8 +82,8 @@ def publish(
     debug: DebugOption = False,
 ) -> None:
     """Announce a prepared run, seed its content, mirror its checkpoints. Stays up until stopped."""
-    from paris_node.network import NetworkRequest
     from paris_node.commands.publish import run
+    from paris_node.network import NetworkRequest
 
     network = NetworkRequest(home, bootstrap, listen, announce, None)
     _go(lambda: run(folder, network, Output(as_json)), as_json, debug)
@@ -133,7 +136,9 @@ def status(
 def fetch_model(
     bootstrap: BootstrapOption = None,
     run: RunOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Model folder. Default: in the home folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Model folder. Default: in the home folder.")
+    ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Write the model even if roles are missing.")
     ] = False,
@@ -153,7 +158,9 @@ def fetch_model(
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.")],
-    model: Annotated[Path | None, typer.Option("--model", help="Model folder. Default: the last fetched.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder. Default: the last fetched.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=1024, help="How many images.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same image.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
@@ -197,7 +204,9 @@ def content_id(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the demo keeps everything it makes.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option("--out", help="Where the demo keeps everything it makes.")] = Path(
+        "demo-out"
+    ),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps an expert.")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,

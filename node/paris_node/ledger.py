@@ -8,12 +8,11 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from paris_p2p.core.accept import order_checkpoints
+from paris_p2p.core.assignment import newest_statement
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import Role
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement
-from paris_p2p.wire.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +23,9 @@ KEPT_PER_ROLE = 2
 class Ledger:
     """The statements whose weights and resume items are complete in `store`."""
 
-    def __init__(self, folder: Path, store: ContentStore, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, store: ContentStore) -> None:
         self._folder = folder
         self._store = store
-        self._manifest = manifest
         self._held: dict[bytes, CheckpointStatement] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.statement")):
@@ -51,10 +49,13 @@ class Ledger:
         return tuple(self._held.items())
 
     def newest(self, role: Role) -> tuple[bytes, CheckpointStatement] | None:
-        """The best checkpoint held of `role`."""
-        mine = {statement: data for data, statement in self._held.items() if statement.role == role}
-        ordered = order_checkpoints(list(mine), self._manifest, role)
-        return (mine[ordered[0]], ordered[0]) if ordered else None
+        """The checkpoint held of `role` that a successor would go on from."""
+        mine = self._of(role)
+        newest = newest_statement(mine)
+        return None if newest is None else (mine[newest], newest)
+
+    def _of(self, role: Role) -> dict[CheckpointStatement, bytes]:
+        return {statement: data for data, statement in self._held.items() if statement.role == role}
 
     def add(self, data: bytes, statement: CheckpointStatement) -> None:
         """Note that both items of `statement` are complete here; forget what it makes superfluous."""
@@ -69,15 +70,21 @@ class Ledger:
         return self._folder / f"{statement.role}-{statement.weights.info_hash.hex()[:32]}.statement"
 
     def _prune(self, role: Role) -> None:
-        mine = {statement: data for data, statement in self._held.items() if statement.role == role}
-        for old in order_checkpoints(list(mine), self._manifest, role)[KEPT_PER_ROLE:]:
-            del self._held[mine[old]]
+        mine = self._of(role)
+        for _ in range(KEPT_PER_ROLE):
+            newest = newest_statement(mine)
+            if newest is not None:
+                del mine[newest]
+        for old, data in mine.items():
+            del self._held[data]
             self._path(old).unlink(missing_ok=True)
             self._remove_items(old)
 
     def _remove_items(self, old: CheckpointStatement) -> None:
         still_named = {
-            ref.info_hash for statement in self._held.values() for ref in (statement.weights, statement.resume)
+            ref.info_hash
+            for statement in self._held.values()
+            for ref in (statement.weights, statement.resume)
         }
         for ref in (old.weights, old.resume):
             if ref.info_hash not in still_named:

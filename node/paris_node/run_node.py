@@ -12,21 +12,23 @@ import trio
 from paris_node.announcer import Announcer
 from paris_node.ledger import Ledger
 from paris_node.network import Network
+from paris_node.runs import MANIFEST_FILE
 from paris_node.snapshot import Candidate, Observation, observe
 from paris_p2p import clock
 from paris_p2p.core.assignment import replication_targets
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
-from paris_p2p.ids import NodeId, Role, Term
+from paris_p2p.ids import Role, Term
 from paris_p2p.programs import Output
 from paris_p2p.store.weights import check_weights_file
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import SignedManifest
-from paris_p2p.wire.records import MemberRecord
+from paris_p2p.wire.records import MemberRecord, RunRecord
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 HAND_OVER_S = 20.0
+RUN_TTL_S = 600.0
 REPLICA_STALL_S = 30.0
 NO_ROLE = Role("")
 
@@ -54,13 +56,19 @@ class RunNode:
         self.progress = Progress()
         self.announcer = Announcer(network)
         folder = network.home.run_folder(signed.run_id) / "statements"
-        self.ledger = Ledger(folder, network.store, signed.manifest)
+        self.ledger = Ledger(folder, network.store)
         self._mirror = mirror
         self._rejected: set[bytes] = set()
         self._announce_what_is_held()
 
     def _announce_what_is_held(self) -> None:
+        """Every node keeps the run findable: its manifest outlives its publisher."""
         manifest = self.signed.manifest
+        ref = self.network.store.add(
+            self.network.home.run_folder(self.signed.run_id) / MANIFEST_FILE, mode="copy"
+        )
+        self.announcer.provide([ref.info_hash])
+        self.announcer.say(RunRecord(manifest.name, self.signed.run_id, ref), b"", RUN_TTL_S)
         wanted = [ref for cluster in manifest.clusters for ref in (cluster.train, cluster.heldout)]
         wanted += manifest.components.values()
         self.announcer.provide(r.info_hash for r in wanted if self.network.store.has(r.info_hash))
@@ -77,6 +85,7 @@ class RunNode:
         """Renew this node's records for ever; a network that is away is waited out."""
         while True:
             self._say_membership()
+            self.announcer.forget_removed()
             try:
                 await self.announcer.flush()
             except TransportError as error:
@@ -118,17 +127,10 @@ class RunNode:
                 nursery.start_soon(self._replicate_quietly, candidate)
 
     def _targets(self, observation: Observation) -> list[Candidate]:
-        newest = {role: found[0] for role, found in observation.candidates.items() if found}
         if self._mirror:
-            return list(newest.values())
-        roles = replication_targets(
-            self.network.identity.node_id,
-            {role: candidate.statement for role, candidate in newest.items()},
-            {role: candidate.providers for role, candidate in newest.items()},
-            frozenset(observation.members) | {self.network.identity.node_id},
-            self.signed.manifest.replicas,
-        )
-        return [newest[role] for role in roles]
+            return list(observation.newest.values())
+        me, replicas = self.network.identity.node_id, self.signed.manifest.replicas
+        return [observation.newest[s.role] for s in replication_targets(me, observation.view, replicas)]
 
     def _is_news(self, candidate: Candidate) -> bool:
         return candidate.data not in self.ledger and candidate.data not in self._rejected
@@ -164,9 +166,6 @@ class RunNode:
         newest = self.ledger.newest(statement.role)
         if newest is not None:
             self.announcer.provide_checkpoint(self.signed.run_id, *newest)
-        for ref in (statement.weights, statement.resume):
-            if not self.network.store.has(ref.info_hash):  # pruned at once: older than what is held
-                self.announcer.unsay("provide", ref.info_hash)
         try:
             await self.announcer.flush()
         except TransportError as error:
@@ -184,14 +183,7 @@ class RunNode:
         except TransportError:
             return []
         me = self.network.identity.node_id
-        if not self._others(observation, me):
-            return []
-        lonely = []
-        for role, found in observation.candidates.items():
-            mine = [c for c in found[:1] if c.data in self.ledger and c.providers <= {me}]
-            lonely += [role] if mine else []
-        return lonely
-
-    @staticmethod
-    def _others(observation: Observation, me: NodeId) -> bool:
-        return any(node != me for node in observation.members)
+        if not observation.view.members.keys() - {me}:
+            return []  # nobody is there to take it
+        newest = observation.newest
+        return [role for role, c in newest.items() if c.data in self.ledger and c.providers <= {me}]

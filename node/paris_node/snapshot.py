@@ -10,15 +10,14 @@ from typing import Any
 
 from paris_p2p import clock
 from paris_p2p.core.accept import order_checkpoints
-from paris_p2p.core.assignment import RoleStatus, role_states
-from paris_p2p.core.lease import SeenClaim, View
+from paris_p2p.core.assignment import RoleStatus, View, newest_statement, role_states, seen_claims
 from paris_p2p.dht.client import Dht
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement
 from paris_p2p.wire.identity import peer_id_text
-from paris_p2p.wire.manifest import SignedManifest
-from paris_p2p.wire.records import AnnounceRecord, ClaimRecord, MemberRecord, Record, role_scope
+from paris_p2p.wire.manifest import SignedManifest, Training
+from paris_p2p.wire.records import AnnounceRecord, MemberRecord, Record, role_scope
 
 MAX_RECORDS_PER_KEY = 2048
 
@@ -34,22 +33,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A run's live records. `candidates`: a role's announced checkpoints, best first."""
+    """A run's live records. `candidates`: a role's announced checkpoints, best for use first; `newest`: the
+    one a successor goes on from (`core.assignment.newest_statement`); `view`: what the lease machine sees."""
 
-    now_unix: float
-    claims: Mapping[Role, Sequence[SeenClaim]]
+    view: View
     candidates: Mapping[Role, Sequence[Candidate]]
-    members: Mapping[NodeId, MemberRecord]
+    newest: Mapping[Role, Candidate]
 
     def best(self, role: Role) -> CheckpointStatement | None:
         """The best announced checkpoint of `role`."""
-        found = self.candidates.get(role, ())
+        found = self.candidates[role]
         return found[0].statement if found else None
-
-    def view(self, store_time_s: float = 0.0) -> View:
-        """What the lease machine looks at."""
-        best = {role: self.best(role) for role in self.claims}
-        return View(self.now_unix, self.claims, best, store_time_s)
 
     def finished(self, roles: Iterable[Role]) -> bool:
         """Whether every role has a finished checkpoint that somebody holds."""
@@ -110,23 +104,25 @@ async def observe(dht: Dht, signed: SignedManifest) -> Observation:
     keys = [("claim", role_scope(signed.run_id, role)) for role in roles]
     keys += [("announce", role_scope(signed.run_id, role)) for role in roles]
     answers = await dht.read_many([*keys, ("member", signed.run_id)])
+    now_unix = clock.unix()
     claims = dict(zip(roles, answers[: len(roles)], strict=True))
     announced = dict(zip(roles, answers[len(roles) : -1], strict=True))
-    return Observation(
-        clock.unix(),
-        {role: seen_claims(records) for role, records in claims.items()},
-        {role: candidates(records, signed, role) for role, records in announced.items()},
-        {r.owner: r.payload for r in answers[-1] if isinstance(r.payload, MemberRecord)},
+    found = {role: candidates(records, signed, role) for role, records in announced.items()}
+    newest = {role: newest_candidate(some) for role, some in found.items() if some}
+    view = View(
+        now_unix=now_unix,
+        claims={r: seen_claims(records, signed.manifest.lease, now_unix) for r, records in claims.items()},
+        statements={role: candidate.statement for role, candidate in newest.items()},
+        members={r.owner: r.payload for r in answers[-1] if isinstance(r.payload, MemberRecord)},
+        providers={role: candidate.providers for role, candidate in newest.items()},
     )
+    return Observation(view, found, newest)
 
 
-def seen_claims(records: Iterable[Record]) -> tuple[SeenClaim, ...]:
-    """Claim records as the lease machine sees them."""
-    return tuple(
-        SeenClaim(r.owner, r.payload.state, r.payload.term, r.payload.since_unix, r.expiration_unix)
-        for r in records
-        if isinstance(r.payload, ClaimRecord)
-    )
+def newest_candidate(found: Sequence[Candidate]) -> Candidate:
+    """The one of `found` (not empty) that a successor goes on from."""
+    newest = newest_statement(candidate.statement for candidate in found)
+    return next(candidate for candidate in found if candidate.statement == newest)
 
 
 def candidates(records: Sequence[Record], signed: SignedManifest, role: Role) -> tuple[Candidate, ...]:
@@ -143,57 +139,39 @@ def candidates(records: Sequence[Record], signed: SignedManifest, role: Role) ->
             continue
         if statement.run_id == signed.run_id and statement.role == role:
             by_statement[statement] = data
-    ordered = order_checkpoints(list(by_statement), signed.manifest, role)
+    ordered = order_checkpoints(by_statement, signed.manifest, role)
     return tuple(Candidate(s, by_statement[s], frozenset(holders[by_statement[s]])) for s in ordered)
 
 
 def take_snapshot(observation: Observation, signed: SignedManifest) -> Snapshot:
     """Reduce an observation to what people and scripts want to see."""
-    manifest = signed.manifest
-    statuses = role_states(observation.view(), {r: manifest.training(r).steps for r in manifest.roles})
-    lines = tuple(_role_line(statuses[role], observation, manifest.training(role).batch_size)
-                  for role in manifest.roles)
-    members = tuple(sorted((peer_id_text(node), record) for node, record in observation.members.items()))
-    return Snapshot(signed.run_id.hex(), manifest.name, lines, members, observation.now_unix)
+    manifest, view = signed.manifest, observation.view
+    statuses = role_states(manifest.roles, view)
+    lines = tuple(_role_line(statuses[role], manifest.training(role)) for role in manifest.roles)
+    members = tuple(sorted((peer_id_text(node), record) for node, record in view.members.items()))
+    return Snapshot(signed.run_id.hex(), manifest.name, lines, members, view.now_unix)
 
 
-def _role_line(status: RoleStatus, observation: Observation, batch_size: int) -> RoleLine:
-    progress = _progress(status, observation)
-    found = observation.candidates[status.role]
-    best = found[0] if found else None
-    step = max(progress.step if progress else 0, status.step)
-    left = status.total_steps - step
-    rate = progress.images_per_s if progress and progress.images_per_s > 0 else None
-    training = progress is not None and status.state in ("claimed", "training")
+def _role_line(status: RoleStatus, training: Training) -> RoleLine:
+    best = status.statement
+    loss = status.loss if status.loss is not None or best is None else best.heldout_loss
+    rate = status.images_per_s or None
+    left = (status.total_steps or training.steps) - status.step
     return RoleLine(
         role=status.role,
-        state="training" if training and progress and progress.activity == "training" else status.state,
-        holder=status.holder or (best.statement.holder if best else None),
+        state=status.state.value,
+        holder=status.holder,
         term=status.term,
-        step=step,
-        total_steps=status.total_steps,
-        announced_step=best.statement.step if best else 0,
-        age_s=_age(progress, best, observation.now_unix),
-        loss=progress.loss if progress and step else (best.statement.heldout_loss if best else None),
-        images_per_s=rate if training else None,
-        eta_s=left * batch_size / rate if training and rate else None,
-        content_id=best.statement.weights.info_hash.hex() if best else None,
-        providers=len(best.providers) if best else 0,
+        step=status.step,
+        total_steps=status.total_steps or training.steps,
+        announced_step=best.step if best else 0,
+        age_s=status.age_s,
+        loss=loss,
+        images_per_s=rate,
+        eta_s=left * training.batch_size / rate if rate else None,
+        content_id=best.weights.info_hash.hex() if best else None,
+        providers=status.providers,
     )
-
-
-def _progress(status: RoleStatus, observation: Observation) -> MemberRecord | None:
-    """What the role's holder says of itself, while it speaks of this role and term."""
-    member = observation.members.get(status.holder) if status.holder else None
-    if member is None or member.role != status.role or member.term != status.term:
-        return None
-    return member
-
-
-def _age(progress: MemberRecord | None, best: Candidate | None, now_unix: float) -> float | None:
-    if progress is not None:
-        return max(0.0, now_unix - progress.updated_unix)
-    return max(0.0, now_unix - best.statement.created_unix) if best else None
 
 
 def _role_json(line: RoleLine) -> dict[str, Any]:

@@ -125,7 +125,9 @@ class TrainingJob:
                 )
                 return await self._train(shards, candidate.statement, folder)
             except (TransportError, _BadResume) as error:
-                log.warning("%s: step %d cannot be resumed from: %s", self._role, candidate.statement.step, error)
+                log.warning(
+                    "%s: step %d cannot be resumed from: %s", self._role, candidate.statement.step, error
+                )
         return await self._train(shards, None, None)
 
     async def _train(
@@ -240,7 +242,9 @@ class TrainingJob:
             heldout_loss=statement.heldout_loss,
         )
 
-    def _statement(self, message: dict[str, Any], weights: ContentRef, resume: ContentRef) -> CheckpointStatement:
+    def _statement(
+        self, message: dict[str, Any], weights: ContentRef, resume: ContentRef
+    ) -> CheckpointStatement:
         signed = self._node.signed
         return CheckpointStatement(
             run_id=signed.run_id,

@@ -13,7 +13,9 @@ def run(path: Path, piece_length: int | None, output: Output) -> None:
     """Hash `path` and print its id."""
     chosen = piece_length if piece_length is not None else default_piece_length(_size(path))
     if chosen & (chosen - 1) or not MIN_PIECE_LENGTH <= chosen <= MAX_PIECE_LENGTH:
-        raise ConfigError(f"--piece-length {chosen}: a power of two from {MIN_PIECE_LENGTH} to {MAX_PIECE_LENGTH}")
+        raise ConfigError(
+            f"--piece-length {chosen}: a power of two from {MIN_PIECE_LENGTH} to {MAX_PIECE_LENGTH}"
+        )
     info, layout = content_id(path, chosen)
     info_hash = hashlib.sha256(info).hexdigest()
     files = [

@@ -6,10 +6,7 @@ then a node with an empty home fetches the model and draws digits. Owns the scri
 actor is the very program a person would run.
 """
 
-import os
 import shutil
-import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,10 @@ from paris_node.runs import find_run
 from paris_node.snapshot import RoleLine, Snapshot, observe, take_snapshot
 from paris_node.views import status_view
 from paris_p2p import clock
-from paris_p2p.errors import ConfigError, NetworkError, ParisError, TransportError
+from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.programs import EXIT_DONE, Output
 from paris_p2p.store.home import Home
+from paris_p2p.wire.identity import peer_id_text
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 VOLUNTEERS = ("alice", "bob", "carol")
@@ -56,7 +54,7 @@ def _fresh_folder(out: Path) -> None:
 async def _demo(out: Path, steps: int | None, output: Output) -> int:
     screen = _Screen(output)
     with trio.fail_after(DEADLINE_S):
-        async with Cast(out / "logs") as cast:
+        async with Cast(out / "logs", screen.relay) as cast:
             show = _Show(out, steps, cast, screen)
             with screen.live():
                 await show.play()
@@ -89,6 +87,10 @@ class _Screen:
         self._output.event("story", None if self._console.is_terminal else self._story[-1], text=line)
         self.draw()
 
+    def relay(self, actor: str, event: dict[str, Any]) -> None:
+        """With `--json`, pass on every event of every actor."""
+        self._output.event("actor", actor=actor, said=event)
+
     def draw(self) -> None:
         """Draw the current state."""
         story = Panel(Text("\n".join(self._story[-STORY_LINES:])), title="what happens", title_align="left")
@@ -106,6 +108,7 @@ class _Show:
         self._cast = cast
         self._screen = screen
         self._killed: Actor | None = None
+        self._kill: dict[str, Any] = {}
         self._model: dict[str, Any] = {}
         self.grid = out / "grid.png"
 
@@ -125,28 +128,28 @@ class _Show:
         self._screen.tell("the organiser prepares the run: embeds, clusters and shards 1,797 digits")
         steps = [] if self._steps is None else ["--steps", str(self._steps)]
         arguments = ["prepare", "digits", "--out", str(self._out / "run"), "--name", "digits", *steps]
-        organiser = await self._cast.start("organiser-prepare", [*arguments, *self._home("organiser")])
+        organiser = self._cast.start("organiser-prepare", [*arguments, *self._home("organiser")])
         event = await organiser.last_event("prepared")
         sizes = ", ".join(str(cluster["images"]) for cluster in event["clusters"])
         self._screen.tell(f"run {event['run_id'][:12]} is signed; clusters of {sizes} images")
 
     async def _start_bootstrap(self) -> str:
         arguments = ["--listen", LOOPBACK, *self._home("bootstrap")]
-        bootstrap = await self._cast.start("bootstrap", arguments, program="paris_bootstrap")
+        bootstrap = self._cast.start("bootstrap", arguments, program="paris_bootstrap")
         event = await bootstrap.event("listening")
         self._screen.tell(f"a bootstrap node listens on {event['addresses'][0][:40]}…")
         return str(event["addresses"][0])
 
     async def _start_publisher(self, bootstrap: str) -> None:
         arguments = ["publish", str(self._out / "run"), *self._net(bootstrap), *self._home("organiser")]
-        publisher = await self._cast.start("organiser", arguments)
+        publisher = self._cast.start("organiser", arguments)
         await publisher.event("published")
         self._name_of("organiser")
         self._screen.tell("the organiser announces the run and seeds its shards")
 
     async def _start_volunteer(self, name: str, bootstrap: str) -> None:
         arguments = ["join", "--threads", "1", *self._net(bootstrap), *self._home(name)]
-        volunteer = await self._cast.start(name, arguments)
+        volunteer = self._cast.start(name, arguments)
         await volunteer.event("joined")
         self._name_of(name)
         self._screen.tell(f"{name} joins")
@@ -159,8 +162,8 @@ class _Show:
         return ["--bootstrap", bootstrap, "--listen", LOOPBACK]
 
     def _name_of(self, name: str) -> None:
-        node_id = Home(self._out / "homes" / name).identity()
-        self._screen.names[repr(node_id).removeprefix("Identity(").removesuffix(")")] = name
+        identity = Home(self._out / "homes" / name).identity()
+        self._screen.names[peer_id_text(identity.node_id)] = name
 
     async def _watch(self, bootstrap: str) -> None:
         """Follow the run until every role is finished; kill one volunteer on the way."""
@@ -197,11 +200,17 @@ class _Show:
             return
         for line in snapshot.roles:
             if _killable(line):
-                peer = next((r for r in snapshot.to_json()["roles"] if r["role"] == line.role), {})
-                name = self._screen.names.get(str(peer.get("holder")))
+                name = self._screen.names.get(peer_id_text(line.holder), "") if line.holder else ""
                 if name in VOLUNTEERS:
-                    self._killed = self._cast.named(str(name))
+                    self._killed = self._cast.named(name)
                     self._killed.kill()
+                    self._kill = {
+                        "name": name,
+                        "role": line.role,
+                        "term": line.term,
+                        "step": line.step,
+                        "announced_step": line.announced_step,
+                    }
                     self._screen.tell(
                         f"{name} is killed (SIGKILL) while training {line.role}, at step {line.step}; its "
                         f"last announced checkpoint is step {line.announced_step}"
@@ -216,7 +225,7 @@ class _Show:
     async def _fetch(self, bootstrap: str) -> None:
         self._screen.tell("dave, with an empty home, fetches the model")
         arguments = ["fetch-model", "--out", str(self._out / "model"), *self._net(bootstrap)]
-        dave = await self._cast.start("dave", [*arguments, *self._home("dave")])
+        dave = self._cast.start("dave", [*arguments, *self._home("dave")])
         self._model = await dave.last_event("model")
         megabytes = self._model["bytes"] / 1e6
         self._screen.tell(f"{megabytes:.1f} MB verified in {self._model['seconds']:.1f} s")
@@ -226,7 +235,7 @@ class _Show:
         prompts = [f"a handwritten digit {digit}" for digit in DIGITS]
         arguments = ["generate", *prompts, "--n", str(SAMPLES), "--grid", str(self.grid)]
         arguments += ["--out", str(self._out / "images")]
-        dave = await self._cast.start("dave-draws", [*arguments, *self._home("dave")])
+        dave = self._cast.start("dave-draws", [*arguments, *self._home("dave")])
         event = await dave.last_event("image")
         self._screen.tell(f"{len(event['paths'])} images in {event['seconds']:.1f} s")
 
@@ -238,12 +247,13 @@ class _Show:
             f"\n  images   {self.grid}\n  model    {model}\n  logs     {self._out / 'logs'}\n\n"
             "Try next:\n"
             f'  .venv/bin/paris-node generate "a handwritten digit seven" --home {home} --n 4 --seed 7\n'
-            f"  .venv/bin/python -c 'from paris_p2p.diffusion.pipeline import ParisPipeline; "
-            f'ParisPipeline.from_pretrained("{model}")("a handwritten digit three").images[0].save("three.png")\'\n'
+            "  .venv/bin/python -c 'from paris_p2p.diffusion import ParisPipeline; "
+            f'ParisPipeline.from_pretrained("{model}")("a handwritten digit three")'
+            f'.images[0].save("three.png")\'\n'
             "  .venv/bin/paris-node prepare YOUR_FOLDER_OF_CAPTIONED_IMAGES --out my-run",
             grid=str(self.grid),
             model=str(model),
-            killed=self._killed.name if self._killed else None,
+            killed=self._kill,
             roles=self._model.get("roles"),
         )
 

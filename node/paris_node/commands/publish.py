@@ -12,11 +12,7 @@ from paris_p2p.errors import ConfigError
 from paris_p2p.programs import EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
-from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest, check_manifest
-from paris_p2p.wire.records import RunRecord
-
-RUN_TTL_S = 600.0
 
 
 def run(folder: Path, request: NetworkRequest, output: Output) -> int:
@@ -25,8 +21,9 @@ def run(folder: Path, request: NetworkRequest, output: Output) -> int:
     home = Home.resolve(request.home)
     bootstrap = bootstrap_addresses(request, home)
     with home.lock():
-        manifest_ref = adopt(folder, signed, home.store())
-        return trio.run(_publish, request, home, bootstrap, signed, manifest_ref, output)
+        adopt(folder, signed, home.store())
+        save_manifest(home, signed)
+        return trio.run(_publish, request, home, bootstrap, signed, output)
 
 
 def load_prepared(folder: Path) -> SignedManifest:
@@ -34,11 +31,13 @@ def load_prepared(folder: Path) -> SignedManifest:
     try:
         return check_manifest((folder / MANIFEST_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder} holds no {MANIFEST_FILE}: run `paris-node prepare … --out {folder}` first") from None
+        raise ConfigError(
+            f"{folder} holds no {MANIFEST_FILE}: run `paris-node prepare … --out {folder}` first"
+        ) from None
 
 
-def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> ContentRef:
-    """Take the run's items into this node's store (hard links); the manifest's own reference.
+def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> None:
+    """Take the run's items into this node's store (hard links).
 
     Raises `ConfigError` naming what is missing.
     """
@@ -53,7 +52,6 @@ def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> ContentR
                 f"{folder} lacks the item {ref.info_hash.hex()[:16]}… of its manifest: run prepare again"
             )
         store.adopt(prepared, ref.info_hash)
-    return store.add(folder / MANIFEST_FILE, mode="copy")
 
 
 async def _publish(
@@ -61,16 +59,12 @@ async def _publish(
     home: Home,
     bootstrap: tuple[str, ...],
     signed: SignedManifest,
-    manifest_ref: ContentRef,
     output: Output,
 ) -> int:
     async with open_network(request, home=home, identity=home.identity(), bootstrap=bootstrap) as network:
-        save_manifest(home, signed)
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         node = RunNode(network, signed, output, mirror=True)
         node.progress.activity = "publishing"
-        node.announcer.provide([manifest_ref.info_hash])
-        node.announcer.say(RunRecord(signed.manifest.name, signed.run_id, manifest_ref), b"", RUN_TTL_S)
         await node.announcer.flush()
         output.event(
             "published",

@@ -1,0 +1,81 @@
+"""`paris-node generate`: draw images with a fetched model. Needs no network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from paris_p2p.diffusion.generate import Generated, Progress, Request, generate
+from paris_p2p.errors import ConfigError
+from paris_p2p.programs import Output
+from paris_p2p.store.home import Home
+
+_TITLES = {"load": "loading", "sample": "sampling"}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """The options of `generate`, as given."""
+
+    prompts: tuple[str, ...]
+    model: Path | None
+    n: int
+    seed: int
+    steps: int | None
+    guidance: float | None
+    top_k: int | None
+    scheduler: str | None
+    device: str
+    out: Path | None
+    grid: Path | None
+    home: Path | None
+
+
+def run(request: GenerateRequest, output: Output) -> None:
+    """Draw the images and say where they are."""
+    model = request.model if request.model is not None else remembered_model(request.home)
+    wanted = Request(
+        prompts=request.prompts,
+        count=request.n,
+        seed=request.seed,
+        steps=request.steps,
+        guidance_scale=request.guidance,
+        top_k=request.top_k,
+        scheduler=request.scheduler,
+        device=request.device,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), disable=output.as_json) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def show(state: Progress) -> None:
+            if state.phase not in shown:
+                shown[state.phase] = bars.add_task(_TITLES[state.phase], total=state.total)
+            bars.update(shown[state.phase], completed=state.done, total=state.total)
+
+        made = generate(model, wanted, request.out or Path(), grid_path=request.grid, on_progress=show)
+    _say(made, output)
+
+
+def remembered_model(home: Path | None) -> Path:
+    """The folder `fetch-model` wrote last from this home; `ConfigError` if there is none."""
+    remembered = Home.resolve(home).context().get("model")
+    if remembered is None:
+        raise ConfigError("no model was fetched here yet: run `paris-node fetch-model`, or name one with --model")
+    return Path(remembered)
+
+
+def _say(made: Generated, output: Output) -> None:
+    used = ", ".join(f"{name} x{calls}" for name, calls in sorted(made.experts.items()) if calls)
+    files = [str(path) for path in made.paths] + ([str(made.grid)] if made.grid else [])
+    output.event(
+        "image",
+        "\n".join(files) + f"\n{len(made.paths)} images in {made.seconds:.1f} s; experts used: {used}",
+        paths=[str(path.resolve()) for path in made.paths],
+        grid=str(made.grid.resolve()) if made.grid else None,
+        seconds=round(made.seconds, 3),
+        seed=made.seed,
+        experts=made.experts,
+    )

@@ -1,0 +1,163 @@
+"""A volunteer: drives the lease machine, and trains whatever role it wins.
+
+Owns: the loop between the DHT and the machine, starting and stopping training jobs, leaving in order.
+Does not own: the protocol's decisions (`core.lease`) or a job's inside (`training_job`).
+"""
+
+import logging
+import random
+
+import trio
+
+from paris_node.run_node import NO_ROLE, RunNode
+from paris_node.snapshot import Observation
+from paris_node.training_job import Outcome, TrainingJob
+from paris_p2p import clock
+from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
+from paris_p2p.errors import TransportError
+from paris_p2p.ids import Role, Term
+from paris_p2p.wire.records import role_scope, sign_record
+from paris_p2p.workers.nursery import open_inner_nursery
+
+log = logging.getLogger(__name__)
+
+RELEASE_DEADLINE_S = 8.0
+
+
+def now() -> Now:
+    """This moment on both clocks."""
+    return Now(clock.monotonic(), clock.unix())
+
+
+class Volunteer:
+    """Claims and trains for one node. `leave` ends it in order: checkpoint, release, hand over."""
+
+    def __init__(
+        self, node: RunNode, *, wanted: Role | None, device: str, threads: int | None, rng: random.Random
+    ) -> None:
+        self._node = node
+        manifest = node.signed.manifest
+        me = node.network.identity.node_id
+        self._machine = LeaseMachine(me, manifest.roles, manifest.lease, wanted=wanted, rng=rng)
+        self._device = device
+        self._threads = threads
+        self._job: TrainingJob | None = None
+        self._job_scope = trio.CancelScope()
+        self._wake = trio.Event()
+        self._leaving = False
+        self._complete = False
+
+    def leave(self) -> None:
+        """Finish with a checkpoint and return from `run`."""
+        self._leaving = True
+        if self._job is not None:
+            self._job.stop()
+        self._wake.set()
+
+    async def run(self, *, until_complete: bool) -> None:
+        """Claim and train until `leave` is called or, with `until_complete`, every role is finished."""
+        async with open_inner_nursery() as nursery:
+            while not self._done(until_complete):
+                await self._sleep()
+                await self._step(nursery)
+            nursery.cancel_scope.cancel()
+        await self._release()
+        self._node.progress.activity = "leaving"
+        await self._node.hand_over()
+
+    def _done(self, until_complete: bool) -> bool:
+        if self._job is not None:
+            return False
+        return self._leaving or (until_complete and self._complete)
+
+    async def _sleep(self) -> None:
+        """Until the machine wants to look again, a job ends, or it is time to see how the run goes."""
+        wait_s = min(self._machine.next_wakeup() - clock.monotonic(), self._node.signed.manifest.lease.poll_s)
+        with trio.move_on_after(max(0.0, wait_s)):
+            await self._wake.wait()
+        self._wake = trio.Event()
+
+    async def _step(self, nursery: trio.Nursery) -> None:
+        await self._perform(self._machine.step(None, now()), nursery)
+        try:
+            observation: Observation | None = await self._node.observe()
+        except TransportError as error:
+            log.warning("reading the run failed, trying again: %s", error)
+            observation = None
+        if observation is not None:
+            self._complete = observation.finished(self._node.signed.manifest.roles)
+            if not self._leaving or self._job is not None:
+                await self._perform(self._machine.step(observation.view, now()), nursery)
+
+    async def _perform(self, actions: list[Action], nursery: trio.Nursery) -> None:
+        for action in actions:
+            if isinstance(action, WriteClaim):
+                await self._write(action)
+            elif isinstance(action, Start):
+                self._start(action, nursery)
+            else:
+                self._stop(action)
+
+    async def _write(self, write: WriteClaim) -> None:
+        network = self._node.network
+        scope = role_scope(self._node.signed.run_id, write.role)
+        record = sign_record(network.identity, write.claim, scope, write.expiration_unix)
+        started = clock.monotonic()
+        try:
+            ok = (await network.dht.publish([record]))[0]
+        except TransportError as error:
+            log.warning("writing the claim on %s failed: %s", write.role, error)
+            ok = False
+        self._machine.stored(write, ok, clock.monotonic() - started, now())
+
+    def _start(self, start: Start, nursery: trio.Nursery) -> None:
+        self._node.output.event(
+            "claimed", f"{start.role} is ours (term {start.term})", role=start.role, term=start.term
+        )
+        progress = self._node.progress
+        progress.role, progress.term, progress.step, progress.loss = start.role, start.term, 0, 0.0
+        self._job = TrainingJob(
+            self._node, start.role, start.term, device=self._device, threads=self._threads
+        )
+        self._job_scope = trio.CancelScope()
+        nursery.start_soon(self._work, self._job, self._job_scope, start)
+
+    def _stop(self, stop: Stop) -> None:
+        log.warning("%s is given up: %s", stop.role, stop.reason)
+        self._node.output.event(
+            "stopped", f"{stop.role} is given up: {stop.reason}", role=stop.role, reason=stop.reason
+        )
+        self._job_scope.cancel()
+
+    async def _work(self, job: TrainingJob, scope: trio.CancelScope, start: Start) -> None:
+        outcome = Outcome("lost")
+        with scope:
+            outcome = await job.run()
+        self._job = None
+        progress = self._node.progress
+        progress.activity, progress.role, progress.term = "seeding", NO_ROLE, Term(0)
+        progress.images_per_s = 0.0
+        if self._machine.holding == start:
+            self._conclude(start, outcome)
+        self._wake.set()
+
+    def _conclude(self, start: Start, outcome: Outcome) -> None:
+        if outcome.kind == "finished":
+            self._machine.finished(start.role)
+            self._node.output.event("finished", f"{start.role} is finished", role=start.role, term=start.term)
+        elif outcome.kind == "failed":
+            log.error("%s: %s", start.role, outcome.reason)
+            self._node.output.event(
+                "failed", f"{start.role} failed: {outcome.reason}", role=start.role, reason=outcome.reason
+            )
+            self._machine.failed(start.role, now())
+
+    async def _release(self) -> None:
+        """Write the tombstones that are still owed, for a bounded time: the lease runs out anyway."""
+        self._machine.released()
+        with trio.move_on_after(RELEASE_DEADLINE_S):
+            while self._machine.next_wakeup() < float("inf"):
+                await trio.sleep(max(0.0, self._machine.next_wakeup() - clock.monotonic()))
+                for action in self._machine.step(None, now()):
+                    if isinstance(action, WriteClaim):
+                        await self._write(action)
