@@ -63,6 +63,7 @@ class Worker:
         self._reader = FrameReader()
         self._send_lock = trio.Lock()
         self._receive_lock = trio.Lock()
+        self._watching = trio.CancelScope(shield=True)
         self._exited = trio.Event()
         self._tail = bytearray()
         self._output_ended = trio.Event()
@@ -159,6 +160,13 @@ class Worker:
                 await self._exited.wait()
             await self._end()
 
+    async def _watch(self, output: trio.lowlevel.FdStream, sink: BinaryIO | None) -> None:
+        """Until `_leave` is done. Shielded: ending the child in a cancelled block still needs its status."""
+        with self._watching:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_exit)
+                nursery.start_soon(self._watch_output, output, sink)
+
     async def _watch_exit(self) -> None:
         if sys.platform == "linux":
             descriptor = os.pidfd_open(self.pid)
@@ -200,13 +208,11 @@ async def open_worker(
     sink = log_path.open("ab", buffering=0) if log_path is not None else None
     try:
         async with output, open_inner_nursery() as nursery:
-            nursery.start_soon(worker._watch_exit)
-            nursery.start_soon(worker._watch_output, output, sink)
+            nursery.start_soon(worker._watch, output, sink)
             try:
                 yield worker
             finally:
                 await worker._leave()
-                nursery.cancel_scope.cancel()
     finally:
         if sink is not None:
             sink.close()

@@ -1,5 +1,6 @@
 """Frames: whatever the chunking, the messages come back; nonsense is an error, never a hang."""
 
+import contextlib
 import math
 
 import pytest
@@ -46,10 +47,8 @@ def test_messages_survive_any_chunking(sent: list[Message], chunk: int) -> None:
 def test_any_bytes_give_messages_or_a_worker_error(data: bytes) -> None:
     reader = FrameReader()
     reader.feed(data)
-    try:
+    with contextlib.suppress(WorkerError):
         assert all(isinstance(message, dict) for message in drain(reader))
-    except WorkerError:
-        pass
 
 
 def test_a_nan_travels() -> None:

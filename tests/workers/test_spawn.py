@@ -56,7 +56,7 @@ trio.run(main)
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     """An environment in which `echo_child` is a module."""
     (tmp_path / "echo_child.py").write_text(CHILD)
@@ -131,7 +131,7 @@ async def test_a_cancelled_block_ends_the_child(env: dict[str, str]) -> None:
     with trio.CancelScope() as scope:
         async with open_worker("echo_child", env=env) as worker:
             scope.cancel()
-            await trio.sleep_forever()
+            await trio.sleep(600)
     assert not psutil.pid_exists(worker.pid)
 
 
@@ -147,8 +147,7 @@ async def test_a_cancelled_receive_loses_nothing(env: dict[str, str]) -> None:
 async def test_killing_the_parent_kills_the_child(env: dict[str, str], state: str) -> None:
     if state == "hang" and sys.platform != "linux":
         pytest.skip("only Linux kills a child that never looks")
-    command = [sys.executable, "-c", PARENT % state]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, env={**_environment(), **env})
+    parent = _start_parent(state, env)
     try:
         assert parent.stdout is not None
         pid = int(await trio.to_thread.run_sync(parent.stdout.readline))
@@ -191,8 +190,9 @@ def test_a_child_module_started_by_hand_says_what_is_wrong(monkeypatch: pytest.M
         ParentLink.from_environment()
 
 
-def _environment() -> dict[str, str]:
-    return dict(os.environ)
+def _start_parent(state: str, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", PARENT % state]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **env})
 
 
 def _runs(pid: int) -> bool:
