@@ -1,0 +1,60 @@
+"""`data.cluster`: every cluster gets its images, the same ones each time."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paris_p2p.data.cluster import MIN_IMAGES, MIN_SHARE, Features, cluster_features
+from paris_p2p.errors import ConfigError
+
+
+def clumps(sizes: list[int], seed: int = 0) -> Features:
+    """Points around as many random directions as there are sizes."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(len(sizes), 16))
+    rows = [centre + 0.05 * rng.normal(size=(size, 16)) for centre, size in zip(centres, sizes, strict=True)]
+    return np.concatenate(rows).astype(np.float32)
+
+
+def test_clumps_are_found_and_numbered_by_size() -> None:
+    labels = cluster_features(clumps([60, 100, 80]), 3, 0)
+    assert np.bincount(labels).tolist() == [100, 80, 60]
+    assert all(len(set(labels[part].tolist())) == 1 for part in (slice(60), slice(60, 160), slice(160, 240)))
+
+
+def test_the_same_seed_gives_the_same_clusters() -> None:
+    features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    assert np.array_equal(cluster_features(features, 5, 3), cluster_features(features, 5, 3))
+
+
+def test_a_lopsided_division_is_evened_out_to_the_minimum() -> None:
+    sizes = np.bincount(cluster_features(clumps([990, 5, 5]), 3, 0), minlength=3)
+    assert sizes.min() >= int(MIN_SHARE * 1000 / 3)
+
+
+def test_of_equally_good_divisions_the_even_one_is_taken() -> None:
+    sizes = np.bincount(cluster_features(clumps([50] * 8), 4, 0), minlength=4)
+    assert sizes.max() <= 150
+
+
+def test_identical_images_still_fill_every_cluster() -> None:
+    sizes = np.bincount(cluster_features(np.ones((40, 4), np.float32), 4, 0), minlength=4)
+    assert sizes.min() >= MIN_IMAGES
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(st.integers(2, 40), st.integers(1, 20), st.integers(1, 4))
+def test_no_cluster_is_ever_empty(images: int, clusters: int, distinct: int) -> None:
+    features = np.random.default_rng(images).normal(size=(distinct, 6))[np.arange(images) % distinct]
+    if images < clusters * MIN_IMAGES:
+        with pytest.raises(ConfigError, match="more clusters than images"):
+            cluster_features(features.astype(np.float32), clusters, 0)
+        return
+    labels = cluster_features(features.astype(np.float32), clusters, 0)
+    assert labels.shape == (images,) and np.bincount(labels, minlength=clusters).min() >= MIN_IMAGES
+
+
+def test_no_cluster_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        cluster_features(np.ones((10, 4), np.float32), 0, 0)
