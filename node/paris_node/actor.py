@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 EVENT_DEADLINE_S = 300.0
 END_GRACE_S = 15.0
+POLL_S = 0.05
 MAX_LINE_BYTES = 1 << 20
 
 
@@ -100,7 +101,9 @@ class Actor:
 
     async def wait(self) -> int:
         """Its exit code, once it has ended."""
-        return await trio.to_thread.run_sync(lambda: self.process.wait(), abandon_on_cancel=True)
+        while self.process.poll() is None:
+            await trio.sleep(POLL_S)
+        return int(self.process.returncode)
 
     async def _note(self, events: list[dict[str, Any]]) -> None:
         self._events += events

@@ -177,12 +177,12 @@ def generate(
     debug: DebugOption = False,
 ) -> None:
     """Draw images for a prompt with a fetched model. Needs no network."""
-    from paris_node.commands import generate as command
+    from paris_node.commands.generate import GenerateRequest, run
 
-    request = command.GenerateRequest(
+    request = GenerateRequest(
         tuple(prompts), model, n, seed, steps, guidance, top_k, scheduler, device, out, grid, home
     )
-    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
+    _go(lambda: run(request, Output(as_json)), as_json, debug)
 
 
 @app.command("content-id")

@@ -10,7 +10,6 @@ import random
 import trio
 
 from paris_node.run_node import NO_ROLE, RunNode
-from paris_node.snapshot import Observation
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
 from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
@@ -71,23 +70,24 @@ class Volunteer:
         return self._leaving or (until_complete and self._complete)
 
     async def _sleep(self) -> None:
-        """Until the machine wants to look again, a job ends, or it is time to see how the run goes."""
-        wait_s = min(self._machine.next_wakeup() - clock.monotonic(), self._node.signed.manifest.lease.poll_s)
-        with trio.move_on_after(max(0.0, wait_s)):
+        """Until the machine wants to look again, or a job ends."""
+        with trio.move_on_after(max(0.0, self._machine.next_wakeup() - clock.monotonic())):
             await self._wake.wait()
         self._wake = trio.Event()
 
     async def _step(self, nursery: trio.Nursery) -> None:
         await self._perform(self._machine.step(None, now()), nursery)
+        if not self._machine.wants_view(now()):
+            return
         try:
-            observation: Observation | None = await self._node.observe()
+            observation = await self._node.observe()
         except TransportError as error:
             log.warning("reading the run failed, trying again: %s", error)
-            observation = None
-        if observation is not None:
-            self._complete = observation.finished(self._node.signed.manifest.roles)
-            if not self._leaving or self._job is not None:
-                await self._perform(self._machine.step(observation.view, now()), nursery)
+            self._machine.read_failed(now())
+            return
+        self._complete = observation.finished(self._node.signed.manifest.roles)
+        if not self._leaving or self._job is not None:
+            await self._perform(self._machine.step(observation.view, now()), nursery)
 
     async def _perform(self, actions: list[Action], nursery: trio.Nursery) -> None:
         for action in actions:
@@ -133,6 +133,8 @@ class Volunteer:
         outcome = Outcome("lost")
         with scope:
             outcome = await job.run()
+        if self._job is not job:
+            return  # it took so long to end that the next one has begun
         self._job = None
         progress = self._node.progress
         progress.activity, progress.role, progress.term = "seeding", NO_ROLE, Term(0)

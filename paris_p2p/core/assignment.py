@@ -6,6 +6,7 @@ replica for a checkpoint). Does not own: the claim protocol over time (`core.lea
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -83,7 +84,8 @@ def seen_claims(records: Iterable[Record], times: LeaseTimes, now_unix: float) -
     """The claims among `records`.
 
     One that promises to live much longer than this run's leases do is dropped: the record layer allows an
-    hour, and nobody may lock a role for longer than a lease with a single write.
+    hour, and nobody may lock a role for longer than a lease with a single write. So is one whose `since`
+    is no number: it could not be ranked.
     """
     latest = now_unix + times.ttl_s + 2 * CLOCK_TOLERANCE_S
     return [
@@ -95,7 +97,9 @@ def seen_claims(records: Iterable[Record], times: LeaseTimes, now_unix: float) -
             record.expiration_unix,
         )
         for record in records
-        if isinstance(record.payload, ClaimRecord) and record.expiration_unix <= latest
+        if isinstance(record.payload, ClaimRecord)
+        and record.expiration_unix <= latest
+        and math.isfinite(record.payload.since_unix)
     ]
 
 
@@ -121,10 +125,18 @@ def newest_statement(statements: Iterable[CheckpointStatement]) -> CheckpointSta
 
     The term comes before the step, so that a woken zombie's output never overwrites the newer lineage.
     """
-    return max(
-        statements,
-        key=lambda s: (s.finished, s.term, s.step, -s.heldout_loss, s.holder, s.resume.info_hash),
-        default=None,
+    return max(statements, key=_lineage, default=None)
+
+
+def _lineage(statement: CheckpointStatement) -> tuple[bool, int, int, float, bytes, bytes]:
+    loss = statement.heldout_loss if math.isfinite(statement.heldout_loss) else math.inf
+    return (
+        statement.finished,
+        statement.term,
+        statement.step,
+        -loss,
+        statement.holder,
+        statement.resume.info_hash,
     )
 
 

@@ -49,7 +49,8 @@ class Pipeline:
 
     def start(self, piece: PieceIndex, length: int) -> None:
         """`piece` of `length` bytes was assigned to this peer."""
-        self._active[piece] = self._kept.pop(piece, None) or _Piece(length, self._blocks(length))
+        kept = self._kept.pop(piece, None)
+        self._active[piece] = _Piece(length, self._blocks(length)) if kept is None else kept
 
     def _blocks(self, length: int) -> deque[tuple[int, int]]:
         size = self._block_bytes
@@ -58,8 +59,10 @@ class Pipeline:
     def next_block(self) -> tuple[PieceIndex, int, int] | None:
         """The next (piece, offset, length) to ask for; None when all of the active pieces is asked for."""
         for piece, state in self._active.items():
-            if state.todo:
-                return (piece, *state.todo.popleft())
+            while state.todo:
+                offset, length = state.todo.popleft()
+                if offset not in state.blocks:  # an answer to an earlier request may have brought it
+                    return piece, offset, length
         return None
 
     def put_back(self, piece: PieceIndex, offset: int, length: int) -> None:

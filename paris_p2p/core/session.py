@@ -112,6 +112,7 @@ class Session:
         self.am_interested = False
         self.peer_choking = True
         self.peer_interested = False
+        self.outstanding_bytes = 0  # asked for, not here, not given up
         self._hello: m.Hello | None = None
         self._decoder = m.FrameDecoder(limits.max_block)
         self._opened = now
@@ -209,7 +210,7 @@ class Session:
     def _on_block(self, block: m.Block, now: float) -> Event:
         key = (block.piece, block.offset, len(block.data))
         self._last_block = now
-        if self._asked.pop(key, None) is not None:
+        if self._take_asked(key):
             return block
         if key in self._dead:
             self._dead.discard(key)
@@ -218,12 +219,18 @@ class Session:
 
     def _on_reject(self, message: m.Reject, now: float) -> Event | None:
         key = (message.piece, message.offset, message.length)
-        if self._asked.pop(key, None) is not None:
+        if self._take_asked(key):
             return message
         if key in self._dead:
             self._dead.discard(key)
             return None
         raise RemoteProtocolError("a reject of nothing that was asked for")
+
+    def _take_asked(self, key: _Key) -> bool:
+        if self._asked.pop(key, None) is None:
+            return False
+        self.outstanding_bytes -= key[2]
+        return True
 
     def _on_metadata_request(self, message: m.InfoRequest | m.LayerRequest, now: float) -> Event:
         if self._metadata_owed >= self.limits.max_metadata_requests:
@@ -277,7 +284,7 @@ class Session:
             self._fail(f"nothing heard for {self.limits.silence_s:.0f} s")
         events: list[Event] = []
         for key in [key for key, sent in self._asked.items() if now >= self._request_deadline(sent)]:
-            del self._asked[key]
+            self._take_asked(key)
             self._dead.add(key)
             events.append(RequestTimedOut(*key))
         if any(now >= sent + self.limits.metadata_s for sent in self._metadata_asked.values()):
@@ -319,11 +326,6 @@ class Session:
             return 0
         return min(self.peer.max_requests, self.limits.max_requests) - len(self._asked) - len(self._dead)
 
-    @property
-    def outstanding_bytes(self) -> int:
-        """Bytes asked for and not yet here."""
-        return sum(length for _, _, length in self._asked)
-
     def asked(self, piece: PieceIndex) -> list[_Key]:
         """Our unanswered requests for `piece`."""
         return [key for key in self._asked if key[0] == piece]
@@ -333,20 +335,22 @@ class Session:
         key = (piece, offset, length)
         if self.request_room() <= 0:
             raise LocalProtocolError("a request without room for it")
-        if key in self._asked or key in self._dead:
+        if not self.can_request(*key):
             raise LocalProtocolError("the same request twice")
         self._asked[key] = now
+        self.outstanding_bytes += length
         return self._send(m.Request(*key), now)
 
     def can_request(self, piece: PieceIndex, offset: int, length: int) -> bool:
-        """False while an earlier, given-up request for the same block is still unanswered."""
-        return (piece, offset, length) not in self._dead
+        """False while an earlier request for the same block, given up or not, is still unanswered."""
+        key = (piece, offset, length)
+        return key not in self._dead and key not in self._asked
 
     def cancel(self, piece: PieceIndex, now: float) -> bytes:
         """Takes all unanswered requests for `piece` back."""
         out = bytearray()
         for key in self.asked(piece):
-            del self._asked[key]
+            self._take_asked(key)
             self._dead.add(key)
             out += self._send(m.Cancel(*key), now)
         return bytes(out)

@@ -34,12 +34,13 @@ _POLL_S = 0.05
 
 
 class WorkerDied(WorkerError):
-    """A child ended. `status`: exit status, negative for a signal; `tail`: the end of what it wrote."""
+    """A child ended. `status`: exit status, negative for a signal; `tail`: the end of what it wrote;
+    `summary`: the message without that."""
 
     def __init__(self, module: str, pid: int, status: int, tail: str) -> None:
         self.module, self.pid, self.status, self.tail = module, pid, status, tail
-        said = f"; its last output:\n{tail}" if tail else ""
-        super().__init__(f"{module} (process {pid}) {describe_status(status)}{said}")
+        self.summary = f"{module} (process {pid}) {describe_status(status)}"
+        super().__init__(self.summary + (f"; its last output:\n{tail}" if tail else ""))
 
 
 def describe_status(status: int) -> str:
@@ -174,7 +175,7 @@ class Worker:
                 await trio.lowlevel.wait_readable(descriptor)
             finally:
                 os.close(descriptor)
-        while self._process.poll() is None:  # noqa: ASYNC110 - without pidfd there is nothing to wait on
+        while self._process.poll() is None:  # without pidfd there is nothing to wait on
             await trio.sleep(_POLL_S)
         self._exited.set()
 

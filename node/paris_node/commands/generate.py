@@ -63,7 +63,7 @@ def remembered_model(home: Path | None) -> Path:
     """The folder `fetch-model` wrote last from this home; `ConfigError` if there is none."""
     remembered = Home.resolve(home).context().get("model")
     if remembered is None:
-        raise ConfigError("no model was fetched here yet: run `paris-node fetch-model`, or name one with --model")
+        raise ConfigError("no model was fetched here yet: run paris-node fetch-model, or pass --model DIR")
     return Path(remembered)
 
 

@@ -52,6 +52,11 @@ def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> None:
                 f"{folder} lacks the item {ref.info_hash.hex()[:16]}… of its manifest: run prepare again"
             )
         store.adopt(prepared, ref.info_hash)
+        if store.verify(ref.info_hash):  # better to know now than from leechers who refuse it
+            raise ConfigError(
+                f"the item {ref.info_hash.hex()[:16]}… in {folder} is damaged: remove {folder / 'store'} and "
+                "run prepare again"
+            )
 
 
 async def _publish(

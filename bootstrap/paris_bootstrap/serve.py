@@ -1,0 +1,83 @@
+"""The bootstrap node: a DHT worker with a key and a port that stay, until a signal ends it."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from paris_p2p.dht.client import DhtConfig, open_dht
+from paris_p2p.errors import ConfigError
+from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
+from paris_p2p.store.home import Home
+from paris_p2p.store.locks import holder, try_lock
+
+KEY_FILE = "bootstrap.key"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """The options as given; `others`: bootstrap nodes to unite with, as far as they can be reached."""
+
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    others: tuple[str, ...]
+    home: Path | None
+
+
+def run(request: ServeRequest, output: Output) -> int:
+    """Serve until SIGTERM (exit code 0) or SIGINT (130)."""
+    home = Home.resolve(request.home)
+    config = DhtConfig(
+        listen=request.listen,
+        announce=request.announce,
+        bootstrap=request.others,
+        key_path=home.path / KEY_FILE,
+        client_mode=False,
+        runtime_dir=home.path / "run",
+        must_join=False,
+    )
+    with _only_one(home):
+        return trio.run(_serve, config, output)
+
+
+@contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    """Two nodes with one key would take each other's connections. Raises `ConfigError`."""
+    path = home.path / "bootstrap.lock"
+    lock = try_lock(path)
+    if lock is None:
+        raise ConfigError(
+            f"another paris-bootstrap uses {home.path} ({holder(path)}): stop it or choose another --home"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+async def _serve(config: DhtConfig, output: Output) -> int:
+    code = EXIT_DONE
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            nursery.start_soon(_serve_until_cancelled, config, output)
+            code = _exit_code(await anext(signals))
+            nursery.cancel_scope.cancel()
+    return code
+
+
+def _exit_code(signum: int) -> int:
+    return EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_DONE
+
+
+async def _serve_until_cancelled(config: DhtConfig, output: Output) -> None:
+    async with open_dht(config) as dht:
+        output.event("listening", _greeting(dht.addresses), addresses=list(dht.addresses))
+        await trio.sleep_forever()
+
+
+def _greeting(addresses: tuple[str, ...]) -> str:
+    lines = "\n".join(f"  {address}" for address in addresses)
+    return f"Listening. Others join with --bootstrap and one of\n{lines}\nCtrl-C stops."

@@ -1,0 +1,500 @@
+"""The lease machine: how one node claims a role, keeps it, yields it and gives it back, without I/O.
+
+Owns: the states of a claim, its records' terms and expirations, when to read next. Does not own: the
+order of rival claims and the choice of a role (`core.assignment`), what is remembered of earlier reads
+(`core.claim_memory`), reading and writing the DHT, the trainer (the node's daemon).
+
+The driver's loop, in which a read gives up within a few seconds:
+
+    sleep until machine.next_wakeup()     # or until an event of its own
+    perform(machine.step(None, now()))    # stops at once if the lease is in doubt
+    if machine.wants_view(now()):
+        view = await read(machine.reads)  # latest=True; machine.read_failed(now()) if it fails
+        perform(machine.step(view, now()))
+
+`perform` calls `machine.stored` for every `WriteClaim`, however it went.
+
+A lease is no lock: the DHT has no compare-and-swap, so after a partition, a late write or a lie two nodes
+can both believe that they hold a role. The protocol makes that rare and short, the **term** harmless:
+outputs are keyed by (role, term, holder, step), and `assignment.newest_statement` puts the term first.
+
+Who wins. While a claim is being made, HOLD goes before BID whatever their terms: a bidder may have missed
+the HOLD in its first read, and must not push out a healthy holder by a term it made up. Between two HOLDs
+the higher term wins: it can only exist because the other holder looked dead to its owner, who then
+settled, confirmed, and resumed from the announced checkpoint, so the older one is a zombie, a node that
+was cut off, or one whose records did not get through; its lineage is the one that must end. Equal terms
+(both bid before either could see the other) fall to the earlier `since`, then to a hash.
+
+Restart. A node that finds its own live claim from an earlier process bids again at once, with the next
+term. That is safe: the identity is locked to one process and the trainer dies with its parent, so nobody
+acts under that claim, everybody else keeps away from it, and the new term separates the two processes'
+outputs. Should the key be in use twice all the same, a process that sees a claim under its name that it
+did not write stops. Only a process that has not bid yet takes a claim back, so two do not hunt each other.
+
+Two clocks. Records carry wall time, timers run on monotonic time, and a lease counts as good only while
+both say so: a wall clock set back is caught by the monotonic one, a suspended machine (whose monotonic
+clock stood still) by the wall clock.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from paris_p2p.core.assignment import (
+    SeenClaim,
+    View,
+    best_claim,
+    choose_role,
+    claim_rank,
+    rendezvous,
+    role_states,
+)
+from paris_p2p.core.claim_memory import ClaimMemory
+from paris_p2p.core.tombstones import Tombstones
+from paris_p2p.errors import LocalProtocolError
+from paris_p2p.ids import NodeId, Role, Term
+from paris_p2p.wire.manifest import LeaseTimes
+from paris_p2p.wire.records import CLOCK_TOLERANCE_S, ClaimRecord
+
+
+class State(Enum):
+    """`BIDDING`: a BID is written and settling; `CONFIRMING`: a HOLD is, half as long; `BACKOFF`: waiting
+    after a loss or a failure; `ENDED`: left for good."""
+
+    IDLE = "idle"
+    BIDDING = "bidding"
+    CONFIRMING = "confirming"
+    HOLDING = "holding"
+    BACKOFF = "backoff"
+    ENDED = "ended"
+
+
+class Event(Enum):
+    """`LOST`: a rival ranks first; `DOUBT`: we cannot know whether others still see our claim."""
+
+    CHOSEN = "chosen"
+    WON = "won"
+    LOST = "lost"
+    DOUBT = "doubt"
+    RESTED = "rested"
+    FINISHED = "finished"
+    FAILED = "failed"
+    RELEASED = "released"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.IDLE, Event.CHOSEN): State.BIDDING,
+    (State.BIDDING, Event.WON): State.CONFIRMING,
+    (State.BIDDING, Event.LOST): State.BACKOFF,
+    (State.BIDDING, Event.DOUBT): State.BACKOFF,
+    (State.CONFIRMING, Event.WON): State.HOLDING,
+    (State.CONFIRMING, Event.LOST): State.BACKOFF,
+    (State.CONFIRMING, Event.DOUBT): State.BACKOFF,
+    (State.HOLDING, Event.LOST): State.BACKOFF,
+    (State.HOLDING, Event.DOUBT): State.BACKOFF,
+    (State.HOLDING, Event.FINISHED): State.IDLE,
+    (State.HOLDING, Event.FAILED): State.BACKOFF,
+    (State.BACKOFF, Event.RESTED): State.IDLE,
+    (State.IDLE, Event.RELEASED): State.ENDED,
+    (State.BIDDING, Event.RELEASED): State.ENDED,
+    (State.CONFIRMING, Event.RELEASED): State.ENDED,
+    (State.HOLDING, Event.RELEASED): State.ENDED,
+    (State.BACKOFF, Event.RELEASED): State.ENDED,
+}
+
+BLIND_PAUSE_S = 1.0  # a failed read is tried again after this long
+CHECK_CLOCKS_S = 1.0  # how long a trainer may run on after its machine slept
+MAX_TRIES = 4  # writes of a BID or a HOLD before giving up on it
+MAX_BACKOFF_DOUBLINGS = 3
+MAX_FAILURE_BACKOFF_S = 3600.0
+MAX_TERM = (1 << 31) - 1  # what a claim record can hold
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One moment on both clocks: `monotonic` seconds for timers, `unix` seconds for records."""
+
+    monotonic: float
+    unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class WriteClaim:
+    """Store `claim` on `role` until `expiration_unix`, then call `LeaseMachine.stored` with this value."""
+
+    role: Role
+    claim: ClaimRecord
+    expiration_unix: float
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The role is ours: train it, and key every output by `term`."""
+
+    role: Role
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The role is no longer ours, or may not be: stop training and announcing it at once."""
+
+    role: Role
+    reason: str
+
+
+Action = WriteClaim | Start | Stop
+
+
+def transition(state: State, event: Event) -> State:
+    """The state after `event`; `LocalProtocolError` naming both when the table has no such entry."""
+    if (state, event) not in TRANSITIONS:
+        raise LocalProtocolError(f"a lease cannot take {event.name} while {state.name}")
+    return TRANSITIONS[state, event]
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The claim in progress. `stored`: the last record of the present state was accepted; `good_*`: until
+    when the last accepted HOLD stands, on both clocks; `sent_monotonic`: when the last record was made."""
+
+    role: Role
+    term: Term
+    since_unix: float
+    writing: WriteClaim | None = None
+    sent_monotonic: float = 0.0
+    stored: bool = False
+    tries: int = 0
+    good_unix: float = -math.inf
+    good_monotonic: float = -math.inf
+
+
+class LeaseMachine:
+    """One node's claim on at most one of `roles`; `wanted` restricts it to one of them (`--role`)."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        roles: Sequence[Role],
+        times: LeaseTimes,
+        *,
+        wanted: Role | None = None,
+        rng: random.Random,
+    ) -> None:
+        self._node_id = node_id
+        self._roles = tuple(roles) if wanted is None else (wanted,)
+        self._times = times
+        self._rng = rng
+        # Stops before others may think the lease is over: their clock may run ahead, ours behind.
+        self._margin_s = min(CLOCK_TOLERANCE_S, times.ttl_s / 6)
+        self._state = State.IDLE
+        self._lease: _Lease | None = None
+        self._tombstones = Tombstones()
+        self._in_flight: set[WriteClaim] = set()
+        self._timer = -math.inf  # monotonic: when the present state next needs a view
+        self._last: Now | None = None
+        self._candidate: Role | None = None  # IDLE: the role to bid for after a random delay
+        self._first_bid = True
+        self._losses = 0
+        self._failures: dict[Role, int] = {}
+        self._avoid: dict[Role, float] = {}  # monotonic time until which a role is left alone
+        self._store_s = 0.0
+        self._memory = ClaimMemory(node_id, {*roles, *self._roles}, times.ttl_s)
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+        return self._state
+
+    @property
+    def role(self) -> Role | None:
+        """The role being claimed or held."""
+        return None if self._lease is None else self._lease.role
+
+    @property
+    def holding(self) -> Start | None:
+        """The role and term held, between a `Start` and whatever ends it; else None."""
+        lease = self._lease if self._state is State.HOLDING else None
+        return None if lease is None else Start(lease.role, lease.term)
+
+    @property
+    def reads(self) -> tuple[Role, ...]:
+        """The roles the next view must show: all while looking for one, else only the claimed one."""
+        role = self.role or self._candidate
+        return self._roles if role is None else (role,)
+
+    @property
+    def settle_wait_s(self) -> float:
+        """Seconds a BID settles now: the run's setting, or twice the store time when the network is slow."""
+        return max(self._times.settle_s, min(2 * self._store_s, self._times.ttl_s / 3))
+
+    def next_wakeup(self) -> float:
+        """The monotonic time of the next `step` (the past: at once; infinity: after the next event)."""
+        times = [self._tombstones.next_due(), self._view_due()]
+        if self._last is not None and self._state is State.HOLDING:
+            times.append(self._last.monotonic + CHECK_CLOCKS_S)
+        return min(times)
+
+    def wants_view(self, now: Now) -> bool:
+        """Whether a step with a view has something to do now."""
+        return self._view_due() <= now.monotonic
+
+    def _view_due(self) -> float:
+        if self._state is State.ENDED or (self._lease is not None and self._lease.writing is not None):
+            return math.inf
+        return self._timer
+
+    def read_failed(self, now: Now) -> None:
+        """There is no view: ask for one again a little later."""
+        self._timer = max(self._timer, now.monotonic + BLIND_PAUSE_S)
+
+    def step(self, view: View | None, now: Now) -> list[Action]:
+        """What to do at `now`. Without a view: only what needs none (stop in doubt, write tombstones)."""
+        actions = self._check_doubt(now)
+        if view is not None and self._state is not State.ENDED:
+            self._memory.observe(view, now.unix)
+            actions += self._decide(view, now)
+        for role, claim in self._tombstones.take_due(now.monotonic, now.unix):
+            actions.append(self._record(role, claim, now.unix))
+        self._last = now
+        return actions
+
+    def stored(self, write: WriteClaim, ok: bool, took_s: float, now: Now) -> None:
+        """A `write` was accepted or not, after `took_s`. `LocalProtocolError` if none such is under way."""
+        if write not in self._in_flight:
+            raise LocalProtocolError(f"no write of {write.claim.state!r} for {write.role} is under way")
+        self._in_flight.remove(write)
+        # A moving average: one lost RPC makes one store slow, a slow network makes all of them so.
+        self._store_s += (took_s - self._store_s) / 2
+        if write.claim.state == "released":
+            retry_at = now.monotonic + self._jitter(self._times.settle_s)
+            self._tombstones.stored(write.role, write.expiration_unix, ok, retry_at)
+        elif self._lease is not None and write == self._lease.writing:
+            self._claim_stored(self._lease, write, ok, now)
+
+    def finished(self, role: Role) -> None:
+        """The trainer has finished `role` and its last checkpoint is announced. `LocalProtocolError`
+        unless `role` is held."""
+        self._check_held(role, Event.FINISHED)
+        self._avoid[role] = math.inf  # our own announcement may take a while to come back to us
+        self._end(Event.FINISHED, -math.inf)
+
+    def failed(self, role: Role, now: Now) -> None:
+        """The trainer broke on `role`: release it and leave it alone, longer each time.
+        `LocalProtocolError` unless `role` is held."""
+        self._check_held(role, Event.FAILED)
+        failures = self._failures[role] = self._failures.get(role, 0) + 1
+        pause = min(MAX_FAILURE_BACKOFF_S, self._times.ttl_s * 2.0 ** min(failures - 1, 16))
+        self._avoid[role] = now.monotonic + pause
+        self._end(Event.FAILED, now.monotonic + self._jitter(self._times.settle_s))
+
+    def released(self) -> None:
+        """The node leaves; the trainer has already stopped. `step(None, now)` then yields the tombstone
+        until it is accepted (`next_wakeup` is infinite when nothing is left to write)."""
+        self._end(Event.RELEASED, math.inf)
+
+    def _check_held(self, role: Role, event: Event) -> None:
+        transition(self._state, event)
+        if self._lease is None or self._lease.role != role:
+            raise LocalProtocolError(f"{event.name} for {role}, but {self.role} is held")
+
+    def _decide(self, view: View, now: Now) -> list[Action]:
+        if self._state is State.BACKOFF and now.monotonic >= self._timer:
+            self._state = transition(self._state, Event.RESTED)
+        if self._state is State.IDLE and now.monotonic >= self._timer:
+            return self._look(now)
+        if self._lease is None or self._lease.writing is not None:
+            return []
+        if self._state is State.HOLDING:
+            return self._keep(self._lease, view, now)
+        if now.monotonic >= self._timer:
+            return self._settle(self._lease, view, now)
+        return []
+
+    def _look(self, now: Now) -> list[Action]:
+        """IDLE: pick a free role, wait a random moment, look at that role again, bid. The second look is
+        quick, so that most nodes see the first one's bid instead of racing it."""
+        # Live claims of this node's previous process count only until the first bid of this one.
+        mine = self._memory.own_live(now.unix) if self._first_bid else {}
+        among = self._roles if self._candidate is None else (self._candidate,)
+        role = self._choose(among, mine, now)
+        for other in mine:
+            if other != role:
+                self._bury(other, mine[other].term, mine[other].since_unix)
+        if role is not None and (role == self._candidate or role in mine):
+            return self._bid(role, now)
+        if role is not None:
+            self._timer = now.monotonic + self._rng.uniform(0, self._times.settle_s)
+        elif self._candidate is None:
+            self._timer = self._next_look(now)
+        self._candidate = role
+        return []
+
+    def _choose(self, among: Sequence[Role], mine: dict[Role, SeenClaim], now: Now) -> Role | None:
+        states = role_states(among, self._memory.view(now.unix, own=not self._first_bid))
+        open_to_us = [s for r, s in states.items() if self._avoid.get(r, -math.inf) <= now.monotonic]
+        again = choose_role(self._node_id, [status for status in open_to_us if status.role in mine])
+        return again or choose_role(self._node_id, open_to_us)
+
+    def _next_look(self, now: Now) -> float:
+        """When to look for a free role again: after a poll, or when the next live claim runs out."""
+        claims = self._memory.view(now.unix).claims
+        live = [claim for role in self._roles for claim in claims[role] if claim.live(now.unix)]
+        expiries = [claim.expiration_unix - now.unix for claim in live]
+        soonest = min(expiries, default=math.inf) + self._rng.uniform(0, self._times.settle_s / 2)
+        return now.monotonic + min(soonest, self._jitter(self._times.poll_s))
+
+    def _bid(self, role: Role, now: Now) -> list[Action]:
+        self._state = transition(self._state, Event.CHOSEN)
+        self._first_bid, self._candidate = False, None
+        self._tombstones.drop(role)
+        term = Term(min(self._memory.highest_term(role) + 1, MAX_TERM))
+        self._lease = _Lease(role, term, now.unix)
+        return self._write(self._lease, now)
+
+    def _settle(self, lease: _Lease, view: View, now: Now) -> list[Action]:
+        """BIDDING or CONFIRMING, after the wait: judge what a new read shows."""
+        lost = self._why_lost(lease, view, now)
+        if lost is not None:
+            return self._give_up(Event.LOST, lost, now)
+        if not lease.stored or not self._visible(lease, view):
+            lease.stored = False
+            if lease.tries < MAX_TRIES:
+                return self._write(lease, now)
+            return self._give_up(Event.DOUBT, "the claim does not show", now)
+        self._state = transition(self._state, Event.WON)
+        lease.tries, lease.stored = 0, False
+        if self._state is State.CONFIRMING:
+            return self._write(lease, now)
+        self._losses = 0
+        self._plan_renewal(lease)
+        return [Start(lease.role, lease.term)]
+
+    def _keep(self, lease: _Lease, view: View, now: Now) -> list[Action]:
+        """HOLDING: yield when outranked, renew when it is time."""
+        lost = self._why_lost(lease, view, now)
+        if lost is not None:
+            return self._give_up(Event.LOST, lost, now)
+        return self._write(lease, now) if now.monotonic >= self._timer else []
+
+    def _why_lost(self, lease: _Lease, view: View, now: Now) -> str | None:
+        """The reason to give the claim up, if what is known at `now` has one."""
+        statement = self._memory.statement(lease.role)
+        maker = None if statement is None else (statement.holder, statement.term)
+        if statement is not None and statement.finished and maker != (self._node_id, lease.term):
+            return "the role is finished"
+        if statement is not None and self._fenced_by(statement.term, lease):
+            return f"there is a checkpoint of term {statement.term}, a newer one"
+        if any(self._not_mine(claim, lease) for claim in view.claims.get(lease.role, ())):
+            return "another process uses this node's key"
+        rival = best_claim(lease.role, self._memory.view(now.unix, own=False))
+        if rival is not None and claim_rank(lease.role, rival) < self._rank(lease):
+            return f"another node's {rival.state} of term {rival.term} goes first"
+        if self._state is State.BIDDING and self._memory.highest_term(lease.role) > lease.term:
+            return "a newer term has been used"
+        return None
+
+    def _fenced_by(self, term: Term, lease: _Lease) -> bool:
+        """Whether outputs under `lease` could collide with those another holder made in `term`."""
+        fresh = self._state is not State.HOLDING and lease.term < MAX_TERM
+        return term >= lease.term if fresh else term > lease.term
+
+    def _not_mine(self, claim: SeenClaim, lease: _Lease) -> bool:
+        """Whether a claim under our name is neither ours nor a leftover that our next write replaces."""
+        written = (claim.term, claim.since_unix) == (lease.term, lease.since_unix)
+        return claim.owner == self._node_id and not written and claim.term >= lease.term
+
+    def _rank(self, lease: _Lease) -> tuple[bool, int, float, bytes]:
+        bidding = self._state is State.BIDDING
+        return bidding, -lease.term, lease.since_unix, rendezvous(lease.role, self._node_id)
+
+    def _visible(self, lease: _Lease, view: View) -> bool:
+        """Whether the read shows our latest record, as others should see it."""
+        state = "bid" if self._state is State.BIDDING else "hold"
+        return any(
+            (claim.owner, claim.state, claim.term) == (self._node_id, state, lease.term)
+            for claim in view.claims.get(lease.role, ())
+        )
+
+    def _check_doubt(self, now: Now) -> list[Action]:
+        if self._lease is None:
+            return []
+        if self._last is not None:
+            wall, steady = now.unix - self._last.unix, now.monotonic - self._last.monotonic
+            if abs(wall - steady) > self._margin_s:
+                return self._give_up(
+                    Event.DOUBT, f"the clock jumped by {wall - steady:.0f} s, or the machine slept", now
+                )
+        if self._state in (State.CONFIRMING, State.HOLDING) and self._lease.good_unix > -math.inf:
+            left = min(self._lease.good_unix - now.unix, self._lease.good_monotonic - now.monotonic)
+            if left <= self._margin_s:
+                return self._give_up(Event.DOUBT, "the lease could not be renewed in time", now)
+        return []
+
+    def _give_up(self, event: Event, reason: str, now: Now) -> list[Action]:
+        held = self.holding
+        self._losses += 1
+        self._end(event, now.monotonic + self._backoff())
+        return [] if held is None else [Stop(held.role, reason)]
+
+    def _end(self, event: Event, timer: float) -> None:
+        self._state = transition(self._state, event)
+        self._timer = timer
+        lease, self._lease = self._lease, None
+        last = None if lease is None else self._memory.own(lease.role)
+        if lease is not None and not (last and self._not_mine(last, lease)):  # not another process's
+            self._bury(lease.role, lease.term, lease.since_unix)
+
+    def _backoff(self) -> float:
+        doublings = min(max(0, self._losses - 1), MAX_BACKOFF_DOUBLINGS)
+        return self._jitter(self.settle_wait_s / 2 * 2.0**doublings)
+
+    def _jitter(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.5, 1.5)
+
+    def _write(self, lease: _Lease, now: Now) -> list[Action]:
+        bid = self._state is State.BIDDING
+        lease.tries += 1
+        lease.sent_monotonic = now.monotonic
+        life = self._bid_life() if bid else self._times.ttl_s
+        claim = ClaimRecord("bid" if bid else "hold", lease.term, lease.since_unix)
+        lease.writing = self._record(lease.role, claim, now.unix + life)
+        return [lease.writing]
+
+    def _bid_life(self) -> float:
+        """A bid lives as long as it may take to become a HOLD, so that a dead bidder does not block a role
+        for a whole lease."""
+        return min(self._times.ttl_s, 3 * self.settle_wait_s + 2 * CLOCK_TOLERANCE_S)
+
+    def _plan_renewal(self, lease: _Lease) -> None:
+        self._timer = lease.sent_monotonic + self._times.renew_s * self._rng.uniform(0.85, 1.0)
+
+    def _record(self, role: Role, claim: ClaimRecord, expiration_unix: float) -> WriteClaim:
+        """A write that replaces every earlier one of ours: the DHT keeps what expires last."""
+        expiration_unix = max(expiration_unix, self._memory.own_expiration(role) + 1.0)
+        seen = SeenClaim(self._node_id, claim.state, claim.term, claim.since_unix, expiration_unix)
+        self._memory.add(role, seen)
+        write = WriteClaim(role, claim, expiration_unix)
+        self._in_flight.add(write)
+        return write
+
+    def _claim_stored(self, lease: _Lease, write: WriteClaim, ok: bool, now: Now) -> None:
+        lease.writing = None
+        lease.stored = ok
+        if not ok:
+            self._timer = now.monotonic + self._jitter(min(self._times.settle_s, self._times.renew_s / 4))
+            return
+        if write.claim.state == "hold":
+            lease.good_unix = write.expiration_unix
+            lease.good_monotonic = lease.sent_monotonic + self._times.ttl_s
+        if self._state is State.HOLDING:
+            self._plan_renewal(lease)
+        else:
+            self._timer = now.monotonic + self.settle_wait_s / (1 if self._state is State.BIDDING else 2)
+
+    def _bury(self, role: Role, term: Term, since_unix: float) -> None:
+        claim = ClaimRecord("released", term, since_unix)
+        self._tombstones.add(role, claim, self._memory.own_expiration(role))
+        self._memory.release_own(role)

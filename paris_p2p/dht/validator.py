@@ -1,0 +1,74 @@
+"""Our acceptance rule in the form hivemind's DHT calls: nothing stands in it but owners' signed records.
+
+Owns: undoing hivemind's encodings (key id, msgpack around subkey and value) exactly. Does not own: the rule
+itself (`wire.records.check_record`). Imports hivemind: only the DHT worker uses this module.
+"""
+
+from collections.abc import Callable
+
+import msgpack
+
+from paris_p2p.dht.hivemind_import import load_hivemind_dht
+from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.wire.records import MAX_RECORD_BYTES, Record, check_record
+
+load_hivemind_dht()
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402 - after the light import
+
+_WRAPPED_BYTES = MAX_RECORD_BYTES + 8  # msgpack's header around bytes has at most 5
+
+
+class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind ships no types
+    """Accepts a record for any key only if `check_record` does. `now`: wall clock, unix seconds.
+
+    hivemind writes a plain value as the reserved subkey `msgpack(None)` and a dictionary as one record per
+    subkey; the former has no owner and is refused, the latter is judged record by record.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+
+    def validate(self, record: DHTRecord) -> bool:
+        """Whether `record` may be stored here, or believed when a peer returned it."""
+        try:
+            self.check(record)
+        except RemoteProtocolError:
+            return False
+        return True
+
+    def check(self, record: DHTRecord) -> Record:
+        """The checked record; raises `RemoteProtocolError` with the reason."""
+        if type(record.expiration_time) is not float:
+            raise RemoteProtocolError("the expiration is no floating-point number")
+        owner, value = _unwrap(record.subkey), _unwrap(record.value)
+        return check_record(record.key, owner, value, record.expiration_time, self._now())
+
+    def sign_value(self, record: DHTRecord) -> bytes:
+        """The value as it is: records arrive signed by the node, whose key never enters this process."""
+        return bytes(record.value)
+
+    def strip_value(self, record: DHTRecord) -> bytes:
+        """The value as it is: readers verify the signature again, so it stays."""
+        return bytes(record.value)
+
+    @property
+    def priority(self) -> int:
+        """The only validator there is."""
+        return 0
+
+    def merge_with(self, other: RecordValidatorBase) -> bool:
+        """Two of the same kind are one; any other must be applied as well."""
+        return isinstance(other, RecordValidator)
+
+
+def _unwrap(data: object) -> bytes:
+    """The bytes inside the one msgpack encoding of a byte string. Raises `RemoteProtocolError`."""
+    if not isinstance(data, bytes) or len(data) > _WRAPPED_BYTES:
+        raise RemoteProtocolError("not bytes, or too many")
+    try:
+        inner = msgpack.unpackb(data, raw=False, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise RemoteProtocolError(f"not msgpack: {error}") from None
+    if type(inner) is not bytes or msgpack.packb(inner, use_bin_type=True) != data:
+        raise RemoteProtocolError("not the encoding of a byte string")
+    return inner

@@ -1,0 +1,297 @@
+"""One session over one stream: reading, writing, serving blocks, deadlines.
+
+Owns: the tasks of one connection. The reading task only turns bytes into decisions; it never waits for the
+disk or for the writing task, because libp2p resets the writer of a peer that does not read for 5 s.
+Does not own: what is decided (`net.item`, `net.download`).
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from paris_p2p.core.pipeline import Pipeline
+from paris_p2p.core.session import Event as SessionEvent
+from paris_p2p.core.session import KeepAliveDue, MetadataTimedOut, Session, State
+from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
+from paris_p2p.ids import NodeId
+from paris_p2p.net.transport import WRITE_BYTES, ByteStream
+from paris_p2p.wire import messages as m
+from paris_p2p.wire.identity import peer_id_text
+
+_log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 20
+SERVE_BYTES = 512 * 1024  # read from disk at once
+MAX_UNSENT_BYTES = 1 << 20  # of blocks; then serving waits for the writing task
+TICK_S = 1.0
+FAREWELL_S = 1.0
+GREETING_S = 10.0
+
+
+class Owner(Protocol):
+    """What a connection reports to: the item it is about. Nothing here waits."""
+
+    def opened(self, connection: "Connection") -> None: ...
+
+    def handle(self, connection: "Connection", event: SessionEvent) -> None: ...
+
+    def idle(self, connection: "Connection") -> None:
+        """All events of one read were handled."""
+
+    def has_piece(self, piece: int) -> bool: ...
+
+    async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]: ...
+
+    def count_up(self, count: int) -> None: ...
+
+
+class Connection:
+    """`session` is open (both greetings are through). `outbound`: we opened the stream."""
+
+    def __init__(
+        self, owner: Owner, node_id: NodeId, stream: ByteStream, session: Session, outbound: bool
+    ) -> None:
+        now = trio.current_time()
+        assert session.peer is not None
+        self.owner = owner
+        self.node_id = node_id
+        self.session = session
+        self.outbound = outbound
+        self.started = now
+        self.slot_since = now  # last choked or unchoked by us
+        self.interest_since = now  # the peer's interest last changed
+        self.snubbed_since: float | None = None  # a request of ours timed out, and no block came since
+        self.rejections = 0
+        self.bitfield_sent = False
+        self.pipeline = Pipeline(min(m.BLOCK_BYTES, session.peer.max_block), now)
+        self.known_peers: set[NodeId] = set()  # told to this peer by peer exchange
+        self.failure: ParisError | None = None
+        self.farewell = m.BYE_LEAVING
+        self.ended_by_peer: m.Bye | None = None
+        self._stream = stream
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent_bytes = 0
+        self._writable = trio.Event()
+        self._drained = trio.Event()
+        self._uploads: deque[m.Request] = deque()
+        self._requested = trio.Event()
+        self._scope = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"Connection({peer_id_text(self.node_id)})"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the peer says it can be dialled."""
+        return () if self.session.peer is None else self.session.peer.addresses
+
+    def send(self, data: bytes) -> None:
+        """Queues `data`; the writing task takes it from there."""
+        if data:
+            self._unsent.append(data)
+            self._unsent_bytes += len(data)
+            self._writable.set()
+
+    def end(self, code: int, failure: ParisError | None = None) -> None:
+        """Ends the session from our side, once: `code` is what the peer is told."""
+        if not self._scope.cancel_called:
+            self.farewell = code
+            self.failure = failure
+            self._scope.cancel()
+
+    @property
+    def ending(self) -> bool:
+        return self._scope.cancel_called
+
+    def choke(self, choked: bool) -> None:
+        """Gives or takes the peer's upload slot; what it asked for and did not get is rejected."""
+        now = trio.current_time()
+        self.slot_since = now
+        if not choked:
+            self.send(self.session.unchoke(now))
+            return
+        self.send(self.session.choke(now))
+        while self._uploads:
+            self._reject(self._uploads.popleft())
+
+    def _reject(self, request: m.Request) -> None:
+        answer = self.session.reject(request.piece, request.offset, request.length, trio.current_time())
+        self.send(answer)
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until either side ends the session. Never raises for what a peer or the network does."""
+        with self._scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for task in (self._read, self._write, self._serve, self._tick):
+                        nursery.start_soon(self._guarded, task)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._say_goodbye()
+
+    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except RemoteProtocolError as error:
+            self.end(m.BYE_VIOLATION, error)
+        except TransportError as error:
+            self.end(m.BYE_SILENT, error)
+        except StoreError as error:
+            _log.error("cannot serve %s: %s", peer_id_text(self.node_id), error)
+            self.end(m.BYE_LEAVING, error)
+        except Exception:  # noqa: BLE001 - our bug, but one peer's bytes must not end all other sessions
+            _log.exception("a session with %s failed", peer_id_text(self.node_id))
+            self.end(m.BYE_LEAVING, TransportError("internal error"))
+
+    async def _say_goodbye(self) -> None:
+        text = str(self.failure or "")
+        with trio.move_on_after(FAREWELL_S):
+            try:
+                if self.ended_by_peer is None and not isinstance(self.failure, TransportError):
+                    self.send(self.session.bye(self.farewell, text))
+                    await self._stream.send_all(self._take_unsent(self._unsent_bytes))
+            except TransportError as error:
+                _log.debug("saying goodbye to %s: %s", peer_id_text(self.node_id), error)
+        await self._stream.aclose()
+
+    async def _read(self) -> None:
+        self.owner.opened(self)
+        while True:
+            self._handle_events()
+            if self.session.state is State.CLOSED:
+                self._scope.cancel()
+                return
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                raise TransportError("the peer closed the stream")
+            self.session.feed(data, trio.current_time())
+
+    def _handle_events(self) -> None:
+        now = trio.current_time()
+        while not self.ending and (event := self.session.next_event(now)) is not None:
+            self._handle(event)
+        if not self.ending and self.session.state is State.OPEN:
+            self.owner.idle(self)
+
+    def _handle(self, event: SessionEvent) -> None:
+        match event:
+            case m.Request():
+                self._on_request(event)
+            case m.Cancel():
+                self._on_cancel(event)
+            case m.Bye():
+                self.ended_by_peer = event
+            case MetadataTimedOut():
+                raise TransportError("the peer does not answer for metadata")
+            case KeepAliveDue():
+                self.send(self.session.keep_alive(trio.current_time()))
+            case _:
+                self.owner.handle(self, event)
+
+    def _on_request(self, request: m.Request) -> None:
+        if self.session.am_choking or not self.owner.has_piece(request.piece):
+            self._reject(request)
+            return
+        self._uploads.append(request)
+        self._requested.set()
+
+    def _on_cancel(self, cancel: m.Cancel) -> None:
+        request = m.Request(cancel.piece, cancel.offset, cancel.length)
+        if request in self._uploads:
+            self._uploads.remove(request)
+            self._reject(request)
+
+    def _take_unsent(self, limit: int) -> bytes:
+        """At most `limit` bytes of what is queued, exactly that many when there are."""
+        parts: list[bytes | memoryview] = []
+        room = limit
+        while self._unsent and room:
+            part = self._unsent.popleft()
+            if len(part) > room:
+                view = memoryview(part)
+                self._unsent.appendleft(view[room:])
+                part = view[:room]
+            parts.append(part)
+            room -= len(part)
+        self._unsent_bytes -= limit - room
+        return b"".join(parts)
+
+    async def _write(self) -> None:
+        while True:
+            await self._writable.wait()
+            self._writable = trio.Event()
+            while self._unsent:
+                data = self._take_unsent(WRITE_BYTES)
+                self._drained.set()
+                try:
+                    await self._stream.send_all(data)
+                except trio.Cancelled:
+                    # Nothing of it was sent: our goodbye must follow it, not stand in the middle of a frame.
+                    self._unsent.appendleft(data)
+                    self._unsent_bytes += len(data)
+                    raise
+
+    async def _serve(self) -> None:
+        while True:
+            await self._requested.wait()
+            self._requested = trio.Event()
+            while batch := self._next_batch():
+                blocks = await self.owner.read_blocks(batch)
+                self._answer(batch, blocks)
+                while self._unsent_bytes > MAX_UNSENT_BYTES:
+                    self._drained = trio.Event()
+                    await self._drained.wait()
+
+    def _next_batch(self) -> list[m.Request]:
+        batch: list[m.Request] = []
+        total = 0
+        while self._uploads and total < SERVE_BYTES:
+            batch.append(self._uploads.popleft())
+            total += batch[-1].length
+        return batch
+
+    def _answer(self, batch: Sequence[m.Request], blocks: Sequence[bytes]) -> None:
+        now = trio.current_time()
+        for request, data in zip(batch, blocks, strict=True):
+            self.send(self.session.answer(request.piece, request.offset, request.length, now))
+            self.send(data)
+            self.owner.count_up(len(data))
+
+    async def _tick(self) -> None:
+        while True:
+            wait = self.session.next_deadline() - trio.current_time()
+            await trio.sleep(min(max(wait, 0.05), TICK_S))
+            events = self.session.tick(trio.current_time())
+            for event in events:
+                self._handle(event)
+            if events and not self.ending:
+                self.owner.idle(self)
+
+
+async def receive_hello(stream: ByteStream, session: Session) -> m.Hello:
+    """Reads until the peer's greeting. Raises `TransportError` or `RemoteProtocolError`."""
+    with trio.move_on_after(GREETING_S):
+        while True:
+            event = session.next_event(trio.current_time())
+            if isinstance(event, m.Hello):
+                return event
+            if isinstance(event, m.Bye):
+                raise Refused(event)
+            data = await stream.receive_some(READ_BYTES)
+            if not data:
+                raise TransportError("the peer closed the stream before its hello")
+            session.feed(data, trio.current_time())
+    raise TransportError(f"no hello within {GREETING_S:.0f} s")
+
+
+class Refused(TransportError):
+    """The peer said goodbye instead of hello."""
+
+    def __init__(self, bye: m.Bye) -> None:
+        super().__init__(f"the peer refuses (code {bye.code}): {bye.text}")
+        self.code = bye.code

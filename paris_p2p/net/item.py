@@ -1,0 +1,210 @@
+"""One content item on the network: its connections, serving it, metadata for peers, peer exchange.
+
+Owns: what is the same for a complete and for a partial item. Does not own: fetching (`net.download`).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from paris_p2p.core.ban import BanList
+from paris_p2p.core.rate import RateMeter
+from paris_p2p.core.session import Event as SessionEvent
+from paris_p2p.errors import RemoteProtocolError, TransportError
+from paris_p2p.ids import NodeId
+from paris_p2p.net.blocking import Blocking
+from paris_p2p.net.connection import Connection
+from paris_p2p.net.download import Download
+from paris_p2p.store.item import ItemReader
+from paris_p2p.wire import messages as m
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import peer_id_text
+
+_log = logging.getLogger(__name__)
+
+PEER_EXCHANGE_S = 30.0
+STALE_S = 5.0
+SNUBBED_S = 60.0
+USELESS_S = 60.0  # complete, and the peer wants nothing
+
+
+class Shared:
+    """What all items of a swarm share."""
+
+    def __init__(self, node_id: NodeId, rechoke: Callable[[], None], blocking: Blocking) -> None:
+        now = trio.current_time()
+        self.node_id = node_id
+        self.rechoke = rechoke
+        self.bans: BanList[NodeId] = BanList()
+        self.up = RateMeter(now)
+        self.down = RateMeter(now)
+        self.blocking = blocking
+
+
+class Item:
+    """Implements `net.connection.Owner`. `download` is None once the item is complete."""
+
+    def __init__(self, ref: ContentRef, reader: ItemReader, shared: Shared) -> None:
+        self.ref = ref
+        self.reader = reader
+        self.shared = shared
+        self.download: Download | None = None
+        self.connections: dict[NodeId, Connection] = {}
+        self._peers_sent = trio.current_time()
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def accepts(self, node_id: NodeId, outbound: bool) -> bool:
+        """Whether a new session with this peer should replace the one there is, if any.
+
+        When both sides dial at once, both keep the session that the smaller node id opened. An older
+        session does not count against a peer that opens a new one: it has evidently lost it.
+        """
+        old = self.connections.get(node_id)
+        if old is None or old.ending or old.outbound == outbound:
+            return True
+        if outbound:
+            return self.shared.node_id < node_id
+        return node_id < self.shared.node_id or trio.current_time() - old.started > STALE_S
+
+    async def run(self, connection: Connection) -> None:
+        """Runs a connection from greeting to goodbye."""
+        old = self.connections.get(connection.node_id)
+        if old is not None:
+            old.end(m.BYE_DUPLICATE)
+        self.connections[connection.node_id] = connection
+        try:
+            await connection.run()
+        finally:
+            if self.connections.get(connection.node_id) is connection:
+                del self.connections[connection.node_id]
+            self._closed(connection)
+
+    def _closed(self, connection: Connection) -> None:
+        if isinstance(connection.failure, RemoteProtocolError):
+            self.strike(connection.node_id, str(connection.failure))
+        elif isinstance(connection.failure, TransportError):
+            _log.debug("%s: %s", peer_id_text(connection.node_id), connection.failure)
+        if self.download is not None:
+            self.download.closed(connection)
+        self.shared.rechoke()
+
+    def strike(self, node_id: NodeId, reason: str) -> None:
+        """Bans a peer that broke the protocol or sent a bad piece."""
+        now = trio.current_time()
+        ban = self.shared.bans.strike(node_id, reason, now)
+        _log.warning(
+            "peer %s is banned for %.0f s: %s (item %s)",
+            peer_id_text(node_id),
+            ban.until - now,
+            reason,
+            self.ref.info_hash.hex()[:16],
+        )
+
+    def end_all(self, code: int) -> None:
+        for connection in list(self.connections.values()):
+            connection.end(code)
+
+    # -- Owner -----------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        self.send_bitfield(connection)
+        if self.download is not None:
+            self.download.opened(connection)
+        self._send_peers(connection)
+
+    def send_bitfield(self, connection: Connection) -> None:
+        """Tells what we have, as soon as we know how many pieces there are."""
+        if self.reader.layout is not None and not connection.bitfield_sent:
+            connection.bitfield_sent = True
+            connection.send(connection.session.bitfield(self.reader.bitfield(), trio.current_time()))
+
+    def handle(self, connection: Connection, event: SessionEvent) -> None:
+        match event:
+            case m.InfoRequest():
+                self._on_info_request(connection, event)
+            case m.LayerRequest():
+                self._on_layer_request(connection, event)
+            case m.Interested() | m.NotInterested():
+                connection.interest_since = trio.current_time()
+                self.shared.rechoke()
+            case _:
+                if self.download is not None:
+                    self.download.handle(connection, event)
+
+    def idle(self, connection: Connection) -> None:
+        if self.download is not None:
+            self.download.fill(connection)
+
+    def has_piece(self, piece: int) -> bool:
+        return self.reader.has_piece(piece)
+
+    async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]:
+        reader = self.reader
+
+        def read() -> list[bytes]:
+            return [reader.read_block(r.piece, r.offset, r.length) for r in requests]
+
+        return await self.shared.blocking(read)
+
+    def count_up(self, count: int) -> None:
+        self.shared.up.add(count, trio.current_time())
+
+    # -- metadata --------------------------------------------------------------------------------
+
+    def _on_info_request(self, connection: Connection, event: m.InfoRequest) -> None:
+        info = self.reader.info or b""
+        data = info[event.offset : event.offset + m.MAX_CHUNK_BYTES]
+        if info and not data:
+            raise RemoteProtocolError("the info dictionary was asked for beyond its end")
+        answer = connection.session.info(event.offset, len(info), data, trio.current_time())
+        connection.send(answer)
+
+    def _on_layer_request(self, connection: Connection, event: m.LayerRequest) -> None:
+        layer = self._layer(event.file)
+        data = layer[event.offset : event.offset + m.MAX_CHUNK_BYTES]
+        if layer and not data:
+            raise RemoteProtocolError("a piece layer was asked for beyond its end")
+        now = trio.current_time()
+        connection.send(connection.session.layer(event.file, event.offset, len(layer), data, now))
+
+    def _layer(self, file: int) -> bytes:
+        if self.reader.layout is None or (self.download is not None and not self.download.has_layer(file)):
+            return b""  # not here yet: no fault of the peer's
+        return self.reader.layer(file)
+
+    # -- peer exchange ---------------------------------------------------------------------------
+
+    def exchange_peers(self) -> None:
+        """Tells every peer what changed, when it is time to."""
+        now = trio.current_time()
+        if now - self._peers_sent >= PEER_EXCHANGE_S:
+            self._peers_sent = now
+            for connection in self.connections.values():
+                self._send_peers(connection)
+
+    def _send_peers(self, connection: Connection) -> None:
+        current = {n: c for n, c in self.connections.items() if n != connection.node_id and c.addresses}
+        added = [n for n in current if n not in connection.known_peers][: m.MAX_PEERS_PER_MESSAGE]
+        dropped = [n for n in connection.known_peers if n not in current][: m.MAX_PEERS_PER_MESSAGE]
+        if not added and not dropped:
+            return
+        connection.known_peers.update(added)
+        connection.known_peers.difference_update(dropped)
+        entries = tuple(m.PeerAddress(n, current[n].addresses) for n in added)
+        connection.send(connection.session.peers(entries, tuple(dropped), trio.current_time()))
+
+    # -- housekeeping ----------------------------------------------------------------------------
+
+    def housekeep(self) -> None:
+        """About once a second: peer exchange, growing windows, peers that do not deliver."""
+        self.exchange_peers()
+        now = trio.current_time()
+        for connection in list(self.connections.values()):
+            if connection.snubbed_since is not None and now - connection.snubbed_since > SNUBBED_S:
+                connection.end(m.BYE_SILENT, TransportError("the peer does not deliver"))
+            elif self.download is not None:
+                self.download.fill(connection)
+            elif not connection.session.peer_interested and now - connection.interest_since > USELESS_S:
+                connection.end(m.BYE_DONE)

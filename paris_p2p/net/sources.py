@@ -1,0 +1,72 @@
+"""The peers that may hold one item: who is known, who may be dialled now.
+
+Owns: known peers from every origin, backoff after failures. Does not own: bans (`core.ban`), dialling.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from paris_p2p.ids import NodeId
+from paris_p2p.net.transport import Peer
+
+MAX_SOURCES = 500
+FIRST_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 60.0
+
+
+@dataclass(slots=True)
+class _Source:
+    peer: Peer
+    failures: int = 0
+    not_before: float = 0.0
+    reason: str = ""
+
+
+class Sources:
+    """Peers of one item, by node id."""
+
+    def __init__(self, own: NodeId) -> None:
+        self._own = own
+        self._sources: dict[NodeId, _Source] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def add(self, peers: Iterable[Peer]) -> bool:
+        """Learns peers and newer addresses; True when one was new. Without addresses none is learned."""
+        fresh = False
+        for peer in peers:
+            if peer.node_id == self._own or not peer.addresses:
+                continue
+            known = self._sources.get(peer.node_id)
+            if known is not None:
+                known.peer = peer
+            elif len(self._sources) < MAX_SOURCES:
+                self._sources[peer.node_id] = _Source(peer)
+                fresh = True
+        return fresh
+
+    def failed(self, node_id: NodeId, reason: str, now: float) -> None:
+        """A dial or a session with this peer failed: leave it alone, each time twice as long."""
+        source = self._sources.get(node_id)
+        if source is not None:
+            source.failures += 1
+            source.reason = reason
+            source.not_before = now + min(FIRST_BACKOFF_S * 2.0 ** min(source.failures - 1, 8), MAX_BACKOFF_S)
+
+    def delivered(self, node_id: NodeId) -> None:
+        """This peer sent a good piece: earlier failures are forgotten."""
+        source = self._sources.get(node_id)
+        if source is not None:
+            source.failures = 0
+
+    def due(self, now: float, excluded: set[NodeId], banned: Callable[[NodeId, bool], bool]) -> list[Peer]:
+        """Whom to dial now, fewest failures first. `banned(node id, last holder?)`: see `BanList.banned`."""
+        idle = [s for s in self._sources.values() if s.peer.node_id not in excluded]
+        alone = not excluded and all(banned(source.peer.node_id, False) for source in idle)
+        ready = [s for s in idle if s.not_before <= now and not banned(s.peer.node_id, alone)]
+        return [source.peer for source in sorted(ready, key=lambda source: source.failures)]
+
+    def reasons(self) -> list[str]:
+        """What went wrong with each source that failed last."""
+        return [source.reason for source in self._sources.values() if source.failures]

@@ -1,0 +1,406 @@
+"""The swarm of one node: fetches items from whoever has them, serves everything in its store.
+
+Owns: the public interface (`open_swarm`, `Swarm`), accepting sessions, upload slots, limits, shutdown.
+Does not own: one item's exchange (`net.item`, `net.download`), streams (`net.host`).
+"""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from paris_p2p.core.choker import Candidate, choose_unchoked
+from paris_p2p.core.session import Session
+from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
+from paris_p2p.ids import InfoHash, NodeId
+from paris_p2p.net.blocking import Blocking, InThreads
+from paris_p2p.net.connection import Connection, receive_hello
+from paris_p2p.net.discovery import Discovery, FindPeers
+from paris_p2p.net.download import Download, Progress
+from paris_p2p.net.host import open_host
+from paris_p2p.net.item import Item, Shared
+from paris_p2p.net.transport import ByteStream, Network, Peer, unwrapped
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.item import StoredItem
+from paris_p2p.wire import messages as m
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import Identity, peer_id_text
+
+__all__ = ["Peer", "Progress", "Rates", "Swarm", "open_swarm", "swarm_over"]
+
+_log = logging.getLogger(__name__)
+
+MAX_FETCHES = 6
+MAX_SESSIONS = 256
+MAX_SESSIONS_PER_PEER = 64
+SEND_S = 15.0
+HOUSEKEEPING_S = 1.0
+PROGRESS_S = 0.2
+SHUTDOWN_S = 3.0
+FEATURES = (m.IGNORE_UNKNOWN,)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Payload bytes (blocks) of all items: smoothed rates and totals. `peers`: connected now."""
+
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    peers: int
+    up_bytes: int
+    down_bytes: int
+
+
+class _Fetch:
+    """One download, shared by everyone who asked for it."""
+
+    def __init__(self, ref: ContentRef, stall_timeout_s: float) -> None:
+        self.ref = ref
+        self.stall_timeout_s = stall_timeout_s
+        self.waiting = 0
+        self.hints: list[Peer] = []
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.download: Download | None = None
+        self.path: Path | None = None
+        self.error: ParisError | None = None
+
+    def hint(self, peers: Sequence[Peer]) -> None:
+        self.hints += peers
+        if self.download is not None:
+            self.download.sources.add(peers)
+            self.download.sources_changed.set()
+
+    def result(self) -> Path:
+        if self.path is not None:
+            return self.path
+        raise self.error or TransportError("the swarm was closed")
+
+
+class Swarm:
+    """Made by `open_swarm`. Serves the store's complete items and what is being fetched, to anyone."""
+
+    def __init__(
+        self,
+        network: Network,
+        store: ContentStore,
+        find_peers: FindPeers,
+        rng: random.Random,
+        nursery: trio.Nursery,
+        blocking: Blocking,
+    ) -> None:
+        self._network = network
+        self._store = store
+        self._find_peers = find_peers
+        self._rng = rng
+        self._nursery = nursery
+        self._shared = Shared(network.node_id, self._rechoke, blocking)
+        self._blocking = blocking
+        self._items: dict[InfoHash, Item] = {}
+        self._opening: dict[InfoHash, trio.Lock] = {}
+        self._fetches: dict[InfoHash, _Fetch] = {}
+        self._slots = trio.CapacityLimiter(MAX_FETCHES)
+        self._sessions: Counter[NodeId] = Counter()
+        self._closing = False
+
+    # -- public ----------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where this node can be dialled: multiaddrs with `/p2p/`, real ports."""
+        return self._network.addresses
+
+    def rates(self) -> Rates:
+        """What passes through this node now, and did so far."""
+        now, shared = trio.current_time(), self._shared
+        peers = {node_id for item in self._items.values() for node_id in item.connections}
+        return Rates(
+            shared.up.rate(now), shared.down.rate(now), len(peers), shared.up.total, shared.down.total
+        )
+
+    async def fetch(
+        self,
+        ref: ContentRef,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        peers: Sequence[Peer] = (),
+        stall_timeout_s: float = 60.0,
+    ) -> Path:
+        """The folder of the item's files, fetched if need be; several callers share one download.
+
+        `peers`: sources to try besides those that `find_peers` names. When the last caller is cancelled
+        the download stops; what is verified stays and is not fetched again.
+        Raises `TransportError` when no source delivers for `stall_timeout_s` seconds, `StoreError`.
+        """
+        while True:
+            if await self._blocking(lambda: self._store.has(ref.info_hash)):
+                return await self._blocking(lambda: self._store.files(ref.info_hash))
+            job = self._fetches.get(ref.info_hash)
+            if job is None or not job.scope.cancel_called:
+                break
+            await job.done.wait()  # its last caller left; begin again when it has let go
+        if job is None:
+            job = self._fetches[ref.info_hash] = _Fetch(ref, stall_timeout_s)
+            self._nursery.start_soon(self._run_fetch, job)
+        job.hint(peers)
+        return await self._await_fetch(job, on_progress)
+
+    async def _await_fetch(self, job: _Fetch, on_progress: Callable[[Progress], None] | None) -> Path:
+        job.waiting += 1
+        try:
+            while not job.done.is_set():
+                with trio.move_on_after(PROGRESS_S):
+                    await job.done.wait()
+                if on_progress is not None and job.download is not None:
+                    on_progress(job.download.progress())
+        finally:
+            job.waiting -= 1
+            if not job.waiting and not job.done.is_set():
+                job.scope.cancel()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + SHUTDOWN_S):
+                    await job.done.wait()  # so that the item is not locked when the caller goes on
+        return job.result()
+
+    # -- fetching --------------------------------------------------------------------------------
+
+    async def _run_fetch(self, job: _Fetch) -> None:
+        try:
+            with job.scope, unwrapped():
+                async with self._slots:
+                    job.path = await self._fetch(job)
+        except ParisError as error:
+            job.error = error
+        finally:
+            if self._fetches.get(job.ref.info_hash) is job:
+                del self._fetches[job.ref.info_hash]
+            job.done.set()
+
+    async def _fetch(self, job: _Fetch) -> Path:
+        info_hash = job.ref.info_hash
+        partial = await self._blocking(lambda: self._store.begin(job.ref))
+        item = Item(job.ref, partial, self._shared)
+        try:
+            item.download = job.download = Download(item, partial, self._rng)
+            job.download.sources.add(job.hints)
+            self._items[info_hash] = item
+            discovery = Discovery(item, job.download, self._find_peers, self._connect)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(discovery.run, job.stall_timeout_s)
+                path = await job.download.run()
+                nursery.cancel_scope.cancel()
+            item.download = None
+            return path
+        finally:
+            if item.download is not None:  # it failed
+                item.download = None
+                item.end_all(m.BYE_LEAVING)
+                self._items.pop(info_hash, None)
+            else:
+                self._forget_unused(item)
+            with trio.CancelScope(shield=True):
+                await self._blocking(partial.close)
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    async def _connect(self, item: Item, peer: Peer) -> None:
+        """Opens a session about `item`. Raises `TransportError`."""
+        stream = await self._network.dial(peer)
+        connection = None
+        try:
+            session = Session(trio.current_time())
+            await _send(stream, session.hello(item.ref.info_hash, FEATURES, self._hello_addresses()))
+            await receive_hello(stream, session)
+            if not self._closing and item.download is not None and item.accepts(peer.node_id, outbound=True):
+                connection = Connection(item, peer.node_id, stream, session, outbound=True)
+        except RemoteProtocolError as error:
+            item.strike(peer.node_id, str(error))
+            raise TransportError(str(error)) from None
+        finally:
+            if connection is None:
+                await stream.aclose()
+        if connection is not None:
+            self._nursery.start_soon(self._run_connection, item, connection)
+
+    async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:
+        """Handles a stream that a peer opened. Never raises for what the peer does."""
+        self._sessions[node_id] += 1
+        try:
+            connection = await self._greet(node_id, stream)
+            if connection is None:
+                await stream.aclose()
+            else:
+                item = connection.owner
+                assert isinstance(item, Item)
+                await self._run_connection(item, connection)
+        except TransportError as error:
+            _log.debug("a session with %s failed: %s", peer_id_text(node_id), error)
+            await stream.aclose()
+        except RemoteProtocolError as error:
+            self._shared.bans.strike(node_id, str(error), trio.current_time())
+            _log.warning("peer %s broke the protocol: %s", peer_id_text(node_id), error)
+            await stream.aclose()
+        finally:
+            self._sessions[node_id] -= 1
+            if not self._sessions[node_id]:
+                del self._sessions[node_id]
+
+    async def _greet(self, node_id: NodeId, stream: ByteStream) -> Connection | None:
+        """The session if it is to be, else the peer has been told why not."""
+        session = Session(trio.current_time())
+        refusal = self._refusal(node_id)
+        if refusal is not None:
+            await _send(stream, session.bye(*refusal))
+            return None
+        hello = await receive_hello(stream, session)
+        item = await self._item(hello.info_hash)
+        if item is None:
+            await _send(stream, session.bye(m.BYE_UNKNOWN_ITEM, "no such item here"))
+            return None
+        if not item.accepts(node_id, outbound=False):
+            await _send(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
+            return None
+        await _send(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
+        return Connection(item, node_id, stream, session, outbound=False)
+
+    def _refusal(self, node_id: NodeId) -> tuple[int, str] | None:
+        if self._closing:
+            return (m.BYE_LEAVING, "shutting down")
+        if self._shared.bans.banned(node_id, trio.current_time()):
+            return (m.BYE_BANNED, "banned for now")
+        if self._sessions.total() > MAX_SESSIONS or self._sessions[node_id] > MAX_SESSIONS_PER_PEER:
+            return (m.BYE_BUSY, "too many sessions")
+        return None
+
+    def _hello_addresses(self) -> tuple[str, ...]:
+        return tuple(a for a in self._network.addresses if len(a) <= m.MAX_ADDRESS_CHARS)[: m.MAX_ADDRESSES]
+
+    async def _run_connection(self, item: Item, connection: Connection) -> None:
+        try:
+            await item.run(connection)
+        finally:
+            self._forget_unused(item)
+
+    async def _item(self, info_hash: InfoHash) -> Item | None:
+        """The item if it is being fetched or complete in the store."""
+        lock = self._opening.setdefault(info_hash, trio.Lock())
+        try:
+            async with lock:
+                if info_hash not in self._items:
+                    stored = await self._blocking(lambda: self._open(info_hash))
+                    if stored is not None and info_hash not in self._items:
+                        self._items[info_hash] = Item(stored.ref, stored, self._shared)
+                return self._items.get(info_hash)
+        finally:
+            if not lock.locked():
+                self._opening.pop(info_hash, None)
+
+    def _open(self, info_hash: InfoHash) -> StoredItem | None:
+        try:
+            if not self._store.has(info_hash):
+                return None
+            stored = self._store.open(info_hash)
+            for file in stored.layout.layered():
+                stored.layer(file)  # now, in this thread: later calls answer from memory
+        except StoreError as error:
+            _log.error("cannot serve item %s: %s", info_hash.hex(), error)
+            return None
+        return stored
+
+    def _forget_unused(self, item: Item) -> None:
+        if not item.connections and item.download is None and self._items.get(item.ref.info_hash) is item:
+            del self._items[item.ref.info_hash]
+
+    # -- upload slots, housekeeping, the end -----------------------------------------------------
+
+    def _connections(self) -> list[Connection]:
+        every = [c for item in self._items.values() for c in item.connections.values()]
+        return [connection for connection in every if not connection.ending]
+
+    def _rechoke(self) -> None:
+        now = trio.current_time()
+        connections = self._connections()
+        candidates = [
+            Candidate(c, c.session.peer_interested, not c.session.am_choking, c.slot_since)
+            for c in connections
+        ]
+        chosen = choose_unchoked(candidates, now)
+        for connection in connections:
+            if connection.session.am_choking == (connection in chosen):
+                connection.choke(connection not in chosen)
+
+    async def housekeep(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            for item in list(self._items.values()):
+                item.housekeep()
+            self._rechoke()
+
+    async def close(self) -> None:
+        """Says goodbye to everyone; bounded."""
+        self._closing = True
+        for job in list(self._fetches.values()):
+            job.scope.cancel()
+        with trio.move_on_after(SHUTDOWN_S):
+            while self._items or self._fetches:
+                for item in list(self._items.values()):
+                    item.end_all(m.BYE_LEAVING)
+                    self._forget_unused(item)
+                await trio.sleep(0.01)
+
+
+async def _send(stream: ByteStream, data: bytes) -> None:
+    with trio.move_on_after(SEND_S):
+        await stream.send_all(data)
+        return
+    raise TransportError(f"the peer did not take {len(data)} bytes within {SEND_S:.0f} s")
+
+
+@asynccontextmanager
+async def swarm_over(
+    network: Network,
+    store: ContentStore,
+    *,
+    find_peers: FindPeers,
+    rng: random.Random,
+    blocking: Blocking | None = None,
+) -> AsyncIterator[Swarm]:
+    """A swarm over any network. `blocking`: how to run disk work; in worker threads when None."""
+    with unwrapped():
+        async with trio.open_nursery() as nursery:
+            swarm = Swarm(network, store, find_peers, rng, nursery, blocking or InThreads())
+            nursery.start_soon(swarm.housekeep)
+            network.serve(swarm._accept)
+            try:
+                yield swarm
+            finally:
+                with trio.CancelScope(shield=True):
+                    await swarm.close()
+                nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_swarm(
+    identity: Identity,
+    store: ContentStore,
+    *,
+    listen: Sequence[str],
+    find_peers: FindPeers,
+    rng: random.Random,
+    announce: Sequence[str] = (),
+) -> AsyncIterator[Swarm]:
+    """A swarm over libp2p, listening on the multiaddrs `listen` (port 0: any).
+
+    `announce`: addresses to tell others instead of those listened on. `find_peers`: who may hold an item.
+    Raises `ConfigError` for malformed addresses, `NetworkError` when a port is taken.
+    """
+    async with (
+        open_host(identity, listen, announce) as host,
+        swarm_over(host, store, find_peers=find_peers, rng=rng) as swarm,
+    ):
+        yield swarm

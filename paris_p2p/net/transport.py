@@ -1,0 +1,73 @@
+"""What the swarm needs of a network, so that the same driver runs over libp2p and over memory streams.
+
+Owns: the `ByteStream` and `Network` protocols, `Peer`, unwrapping of nursery exceptions.
+Does not own: any implementation (`net.host`, and the tests' memory network).
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from paris_p2p.ids import NodeId
+
+WRITE_BYTES = 65_507
+"""What to write at once: with yamux's 12-byte header it fills one noise message (65,519 bytes), one byte
+more takes two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that may hold an item. `addresses`: multiaddr texts ending in `/p2p/<peer id>`."""
+
+    node_id: NodeId
+    addresses: tuple[str, ...]
+
+
+class ByteStream(Protocol):
+    """An authenticated, ordered byte stream to one peer. Every method raises `TransportError`."""
+
+    async def send_all(self, data: bytes) -> None:
+        """Writes all of `data`; when it is cancelled, all or nothing of up to `WRITE_BYTES`."""
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """At least one byte, at most `max_bytes`; b"" when the peer is done."""
+
+    async def aclose(self) -> None:
+        """Says that we are done, gives the peer a moment to read it, closes; bounded, never raises for a
+        broken stream."""
+
+
+StreamHandler = Callable[[NodeId, ByteStream], Awaitable[None]]
+
+
+class Network(Protocol):
+    """Where streams come from."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """Our own id."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where we can be dialled."""
+
+    async def dial(self, peer: Peer) -> ByteStream:
+        """A new stream to `peer`, bounded in time. Raises `TransportError`."""
+
+    def serve(self, handler: StreamHandler) -> None:
+        """Runs `handler` for each stream that a peer opens."""
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Turns an exception group of one exception, as a nursery raises it, into that exception."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
+            leaf = leaf.exceptions[0]
+        if leaf is group:
+            raise
+        raise leaf from leaf.__cause__

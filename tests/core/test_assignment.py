@@ -1,0 +1,266 @@
+"""Role states, the choice of a role, and who replicates what."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paris_p2p.core.assignment import (
+    RoleState,
+    RoleStatus,
+    SeenClaim,
+    View,
+    best_claim,
+    choose_role,
+    claim_rank,
+    newest_statement,
+    rendezvous,
+    replication_targets,
+    role_states,
+    seen_claims,
+)
+from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.manifest import LeaseTimes
+from paris_p2p.wire.records import ClaimRecord, MemberRecord, Record
+
+NOW = 1.75e9
+A, B, C = expert_role(0), expert_role(1), ROUTER
+ANN, BOB, CAT = (NodeId(bytes([n]) * 32) for n in (1, 2, 3))
+TIMES = LeaseTimes(ttl_s=60.0, renew_s=20.0, settle_s=3.0, poll_s=10.0)
+
+
+def node(number: int) -> NodeId:
+    return NodeId(number.to_bytes(32, "big"))
+
+
+def claim(
+    owner: NodeId, state: str = "hold", term: int = 1, since: float = 0.0, left: float = 30
+) -> SeenClaim:
+    return SeenClaim(owner, state, Term(term), NOW + since, NOW + left)
+
+
+def statement(
+    role: Role = A,
+    *,
+    term: int = 1,
+    step: int = 10,
+    holder: NodeId = ANN,
+    loss: float = 1.0,
+    total: int = 100,
+) -> CheckpointStatement:
+    ref = ContentRef(InfoHash(bytes(32)), 100, 1 << 14)
+    run = RunId(bytes(32))
+    return CheckpointStatement(run, role, Term(term), holder, step, total, 0, ref, ref, b"", loss, NOW - 40)
+
+
+def member(role: Role, term: int, step: int) -> MemberRecord:
+    return MemberRecord((), "training", role, Term(term), step, 200, 0.5, 12.0, 0, 0, NOW - 7)
+
+
+def view(
+    claims: Sequence[SeenClaim] = (),
+    known: CheckpointStatement | None = None,
+    members: dict[NodeId, MemberRecord] | None = None,
+) -> View:
+    return View(NOW, {A: list(claims)}, {} if known is None else {A: known}, members or {})
+
+
+def status(claims: Sequence[SeenClaim] = (), known: CheckpointStatement | None = None) -> RoleStatus:
+    return role_states([A], view(claims, known))[A]
+
+
+# --- states --------------------------------------------------------------------------------------------
+
+
+def test_a_role_nobody_ever_claimed_is_unclaimed() -> None:
+    empty = status()
+    assert (empty.state, empty.holder, empty.term, empty.step) == (RoleState.UNCLAIMED, None, 0, 0)
+    assert empty.age_s is None
+
+
+@pytest.mark.parametrize("state", ["bid", "hold"])
+def test_a_live_claim_without_progress_makes_a_role_claimed(state: str) -> None:
+    seen = status([claim(BOB, state, 3)])
+    assert (seen.state, seen.holder, seen.term) == (RoleState.CLAIMED, BOB, 3)
+
+
+def test_a_role_is_training_once_its_holder_reports_steps_of_that_very_term() -> None:
+    training = role_states([A], view([claim(ANN, term=2)], None, {ANN: member(A, 2, 5)}))[A]
+    assert training.state is RoleState.TRAINING
+    assert (training.step, training.total_steps, training.age_s) == (5, 200, 7.0)
+    assert (training.loss, training.images_per_s) == (0.5, 12.0)
+
+
+@pytest.mark.parametrize("report", [member(A, 1, 5), member(B, 2, 5), member(A, 2, 0)])
+def test_reports_of_another_term_role_or_no_step_are_not_progress(report: MemberRecord) -> None:
+    assert role_states([A], view([claim(ANN, term=2)], None, {ANN: report}))[A].state is RoleState.CLAIMED
+
+
+def test_an_announced_checkpoint_of_the_holders_term_counts_as_progress() -> None:
+    assert status([claim(ANN)], statement()).state is RoleState.TRAINING
+
+
+def test_a_taken_over_role_is_claimed_at_the_step_it_resumes_from() -> None:
+    seen = status([claim(BOB, term=2)], statement(term=1, step=10))
+    assert (seen.state, seen.holder, seen.term, seen.step) == (RoleState.CLAIMED, BOB, 2, 10)
+
+
+def test_a_checkpoint_without_a_live_claim_is_stale() -> None:
+    seen = status([claim(ANN, left=-1)], statement())
+    assert (seen.state, seen.holder, seen.term, seen.step) == (RoleState.STALE, ANN, 1, 10)
+    assert seen.age_s == 40.0
+
+
+def test_an_expired_hold_is_stale_even_without_a_checkpoint() -> None:
+    assert status([claim(ANN, left=-1)]).state is RoleState.STALE
+
+
+def test_tombstones_alone_leave_a_role_unclaimed() -> None:
+    assert status([claim(ANN, "released"), claim(BOB, "bid", left=-1)]).state is RoleState.UNCLAIMED
+
+
+def test_a_finished_role_stays_finished_whoever_claims_it() -> None:
+    seen = status([claim(BOB, term=9)], statement(step=100))
+    assert (seen.state, seen.holder, seen.term, seen.step) == (RoleState.FINISHED, ANN, 1, 100)
+
+
+def test_the_states_come_in_the_order_of_the_roles() -> None:
+    assert list(role_states([C, A, B], view())) == [C, A, B]
+
+
+# --- rivals --------------------------------------------------------------------------------------------
+
+
+def test_rivals_rank_by_hold_then_term_then_since() -> None:
+    ranked = [
+        claim(ANN, "hold", 2, since=9),
+        claim(BOB, "hold", 1, since=-9),
+        claim(CAT, "hold", 1, since=0),
+        claim(ANN, "bid", 7, since=-20),
+        claim(BOB, "bid", 3, since=-99),
+    ]
+    shuffled = [ranked[i] for i in (3, 1, 4, 0, 2)]
+    assert sorted(shuffled, key=lambda c: claim_rank(A, c)) == ranked
+
+
+def test_equal_rivals_are_told_apart_by_a_hash_that_differs_by_role() -> None:
+    winners = {best_claim(A, View(NOW, {A: [claim(node(n)) for n in order]})) for order in ((1, 2), (2, 1))}
+    assert len(winners) == 1
+    favourites = {min(range(8), key=lambda n: rendezvous(expert_role(r), node(n))) for r in range(20)}
+    assert len(favourites) > 3
+
+
+def test_expired_and_released_claims_do_not_compete() -> None:
+    seen = view([claim(ANN, term=9, left=-1), claim(BOB, "released", 8), claim(CAT, "bid", 1)])
+    assert best_claim(A, seen) == claim(CAT, "bid", 1)
+
+
+def test_a_claim_that_would_lock_a_role_for_longer_than_a_lease_is_dropped() -> None:
+    def record(left: float, since: float = NOW) -> Record:
+        return Record("claim", b"", ANN, ClaimRecord("hold", Term(1), since), NOW + left)
+
+    seen = seen_claims([record(65), record(600), record(30, math.nan)], TIMES, NOW)
+    assert [c.expiration_unix - NOW for c in seen] == [65]
+
+
+# --- lineages ------------------------------------------------------------------------------------------
+
+
+def test_a_later_step_of_an_older_term_never_overwrites_the_newer_lineage() -> None:
+    zombie, successor = statement(term=1, step=90), statement(term=2, step=60, holder=BOB)
+    assert newest_statement([zombie, successor]) is successor
+
+
+def test_a_finished_checkpoint_is_final_whatever_its_term() -> None:
+    done, later = statement(term=1, step=100), statement(term=2, step=60, holder=BOB)
+    assert newest_statement([later, done]) is done
+
+
+def test_of_equal_steps_the_lower_loss_is_kept_and_no_loss_at_all_is_the_worst() -> None:
+    good, bad, none = (statement(loss=loss) for loss in (0.5, 2.0, math.nan))
+    assert newest_statement([none, bad, good]) is good
+    assert newest_statement([none, bad]) is bad
+    assert newest_statement([]) is None
+
+
+# --- taking a role -------------------------------------------------------------------------------------
+
+
+def choose(who: NodeId, seen: View, roles: Sequence[Role]) -> Role | None:
+    return choose_role(who, role_states(roles, seen).values())
+
+
+def test_unclaimed_roles_come_before_stale_ones_and_held_ones_are_left_alone() -> None:
+    seen = View(NOW, {A: [claim(ANN)], B: [claim(BOB, left=-1)]}, {})
+    assert choose(CAT, seen, [A, B, C]) == C
+    assert choose(CAT, seen, [A, B]) == B
+    assert choose(CAT, seen, [A]) is None
+
+
+def test_a_hundred_joiners_spread_over_the_free_roles() -> None:
+    roles = [expert_role(n) for n in range(8)]
+    taken = Counter(choose(node(n), view(), roles) for n in range(100))
+    assert len(taken) == 8 and max(taken.values()) < 30
+
+
+# --- replication ---------------------------------------------------------------------------------------
+
+
+def replicated(
+    members: int, replicas: int, providers: Collection[NodeId] = (), holder: NodeId = ANN
+) -> list[NodeId]:
+    """Which of nodes 10, 11, … would fetch the checkpoint of role A."""
+    names = [node(n) for n in range(10, 10 + members)]
+    seen = View(
+        NOW,
+        {},
+        {A: statement(holder=holder)},
+        {name: member(B, 1, 1) for name in names},
+        {A: providers},
+    )
+    return [name for name in names if replication_targets(name, seen, replicas)]
+
+
+def test_as_many_members_as_are_missing_replicate_a_checkpoint() -> None:
+    assert len(replicated(20, 2)) == 2
+    assert len(replicated(1, 2)) == 1
+    assert replicated(20, 0) == []
+
+
+def test_providers_beside_the_trainer_count_and_the_trainer_does_not() -> None:
+    first, second = replicated(20, 2)
+    assert replicated(20, 2, [ANN]) == [first, second]
+    assert len(replicated(20, 2, [ANN, first])) == 1
+    assert replicated(20, 2, [first, second]) == []
+
+
+def test_the_trainer_never_replicates_its_own_checkpoint() -> None:
+    assert node(10) not in replicated(2, 5, holder=node(10))
+
+
+def test_the_least_replicated_checkpoint_is_fetched_first() -> None:
+    seen = View(
+        NOW,
+        {},
+        {role: statement(role) for role in (A, B, C)},
+        {},
+        {A: [ANN, BOB], B: [ANN], C: [ANN, BOB, node(7)]},
+    )
+    assert [s.role for s in replication_targets(CAT, seen, 3)] == [B, A, C]
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 30), st.integers(0, 4), st.sets(st.integers(10, 39), max_size=5))
+def test_every_missing_replica_is_fetched_by_exactly_one_member(
+    members: int, replicas: int, providing: set[int]
+) -> None:
+    providers = {node(n) for n in providing if n < 10 + members}
+    missing = max(0, replicas - len(providers))
+    fetching = replicated(members, replicas, providers)
+    assert len(fetching) == min(missing, members - len(providers))
+    assert not providers & set(fetching)

@@ -1,0 +1,50 @@
+"""The greeting: each thing that can be wrong with a bootstrap node is named, with what to do."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paris_p2p.dht.hello import Hello, encode_hello, explain_failure, judge_hello
+from paris_p2p.wire import canonical
+
+NOW = 1_800_000_000.0
+
+
+def test_our_own_greeting_is_sound() -> None:
+    assert judge_hello(encode_hello(NOW), NOW - 0.1, NOW + 0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("our_clock", "said"), [(NOW + 10, "10.0 s ahead of the bootstrap's"), (NOW - 10, "10.0 s behind the")]
+)
+def test_a_wrong_clock_is_named_with_amount_and_direction(our_clock: float, said: str) -> None:
+    problem = judge_hello(encode_hello(NOW), our_clock - 0.05, our_clock + 0.05)
+    assert problem is not None and said in problem and "NTP" in problem
+
+
+def test_a_slow_answer_is_no_wrong_clock() -> None:
+    assert judge_hello(encode_hello(NOW), NOW - 9, NOW) is None
+
+
+@pytest.mark.parametrize(("version", "who"), [(2, "upgrade paris-p2p here"), (0, "upgrade the bootstrap")])
+def test_another_version_is_named_with_who_must_upgrade(version: int, who: str) -> None:
+    problem = judge_hello(canonical.encode(Hello("paris-p2p", version, NOW)), NOW, NOW)
+    assert problem is not None and f"version {version}" in problem and who in problem
+
+
+def test_another_product_is_not_a_paris_node() -> None:
+    problem = judge_hello(canonical.encode(Hello("other", 1, NOW)), NOW, NOW)
+    assert problem == "it is not a paris-p2p node"
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.binary(max_size=300))
+def test_any_answer_is_judged(data: bytes) -> None:
+    problem = judge_hello(data, NOW, NOW)
+    assert problem is not None and "not a paris-p2p node" in problem
+
+
+def test_what_the_daemon_says_is_put_in_the_operators_words() -> None:
+    text = "failed to dial: dial tcp4 127.0.0.1:9: connect: connection refused"
+    assert "nothing listens there" in explain_failure(text)
+    assert "cannot be reached (gremlins)" in explain_failure("gremlins")

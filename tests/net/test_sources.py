@@ -1,0 +1,71 @@
+"""Known sources of one item: backoff, and who is due."""
+
+from paris_p2p.ids import NodeId
+from paris_p2p.net.sources import FIRST_BACKOFF_S, MAX_BACKOFF_S, MAX_SOURCES, Sources
+from paris_p2p.net.transport import Peer
+
+
+def peer(number: int) -> Peer:
+    return Peer(NodeId(number.to_bytes(32, "big")), (f"/ip4/127.0.0.1/tcp/{number}",))
+
+
+def nobody_banned(node_id: NodeId, alone: bool) -> bool:
+    return False
+
+
+def test_we_are_no_source_of_ours_nor_is_who_cannot_be_dialled() -> None:
+    sources = Sources(peer(1).node_id)
+    assert not sources.add([peer(1), Peer(peer(2).node_id, ())])
+    assert sources.due(0.0, set(), nobody_banned) == []
+
+
+def test_a_newer_address_replaces_the_older() -> None:
+    sources = Sources(peer(1).node_id)
+    assert sources.add([peer(2)])
+    moved = Peer(peer(2).node_id, ("/ip4/127.0.0.1/tcp/9",))
+    assert not sources.add([moved])
+    assert sources.due(0.0, set(), nobody_banned) == [moved]
+
+
+def test_failures_back_off_each_time_longer_up_to_a_limit() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(2)])
+    now = 0.0
+    waits = []
+    for _ in range(8):
+        sources.failed(peer(2).node_id, "no answer", now)
+        wait = FIRST_BACKOFF_S
+        while not sources.due(now + wait, set(), nobody_banned):
+            wait *= 1.1
+        waits.append(wait)
+        now += wait
+    assert waits == sorted(waits) and waits[0] == FIRST_BACKOFF_S and waits[-1] < MAX_BACKOFF_S * 1.2
+    assert sources.reasons() == ["no answer"]
+
+
+def test_a_good_piece_forgives_earlier_failures() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(2), peer(3)])
+    sources.failed(peer(2).node_id, "", 0.0)
+    assert sources.due(100.0, set(), nobody_banned) == [peer(3), peer(2)]
+    sources.delivered(peer(2).node_id)
+    assert sources.due(100.0, set(), nobody_banned) == [peer(2), peer(3)]
+
+
+def test_a_banned_peer_counts_as_the_last_holder_only_when_nobody_else_is_left() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(2), peer(3)])
+
+    def two_is_banned(node_id: NodeId, alone: bool) -> bool:
+        return node_id == peer(2).node_id and not alone
+
+    assert sources.due(0.0, set(), two_is_banned) == [peer(3)]
+    only = Sources(peer(1).node_id)
+    only.add([peer(2)])
+    assert only.due(0.0, set(), two_is_banned) == [peer(2)]
+
+
+def test_strangers_cannot_fill_the_memory_with_sources() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(number) for number in range(2, MAX_SOURCES + 100)])
+    assert len(sources) == MAX_SOURCES

@@ -1,0 +1,512 @@
+"""Whole swarms on memory streams and virtual time: the same driver as over libp2p, with bad peers."""
+
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from paris_p2p.core.session import Session
+from paris_p2p.errors import RemoteProtocolError, TransportError
+from paris_p2p.ids import InfoHash, NodeId, PieceIndex
+from paris_p2p.net.connection import receive_hello
+from paris_p2p.net.swarm import Peer, Progress, Swarm, swarm_over
+from paris_p2p.net.transport import WRITE_BYTES, ByteStream, StreamHandler
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.wire import messages as m
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import Identity, peer_id_text
+
+T = TypeVar("T")
+PIECE = 16_384
+BYTES_PER_S = 4e6
+LATENCY_S = 0.01
+Behaviour = Callable[[ByteStream], Awaitable[None]]
+
+
+async def at_once(job: Callable[[], T]) -> T:
+    """Virtual time must not run on while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return job()
+
+
+class MemoryStream:
+    """One end of a memory pipe with latency; all streams of a node share its `uplink`."""
+
+    def __init__(self, stream: trio.abc.Stream, uplink: trio.Lock) -> None:
+        self._stream = stream
+        self._uplink = uplink
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TransportError(f"broken: {error}") from None
+
+    async def send_all(self, data: bytes) -> None:
+        for start in range(0, len(data), WRITE_BYTES):
+            part = data[start : start + WRITE_BYTES]
+            async with self._uplink:
+                await trio.sleep(len(part) / BYTES_PER_S)
+            await trio.sleep(LATENCY_S)
+            with self._translated():
+                await self._stream.send_all(part)
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        with self._translated():
+            return bytes(await self._stream.receive_some(max_bytes))
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+class Hub:
+    """All nodes of a simulated network, and who claims to hold what (for `find_peers`)."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.nursery = nursery
+        self.nodes: dict[NodeId, MemoryNetwork] = {}
+        self.holders: list[Peer] = []
+        self.dials = 0
+
+    async def find_peers(self, info_hash: InfoHash) -> Sequence[Peer]:
+        return list(self.holders)
+
+
+class MemoryNetwork:
+    """A `Network` of one node. `behaviour` replaces the swarm for bad peers."""
+
+    def __init__(self, hub: Hub, number: int) -> None:
+        self._hub = hub
+        self.node_id = Identity(bytes([number]) * 32).node_id
+        self.addresses = (f"/memory/{number}/p2p/{peer_id_text(self.node_id)}",)
+        self._handler: StreamHandler | None = None
+        self.uplink = trio.Lock()
+        self._accepted: set[trio.CancelScope] = set()
+        hub.nodes[self.node_id] = self
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(self.node_id, self.addresses)
+
+    def serve(self, handler: StreamHandler) -> None:
+        self._handler = handler
+
+    async def dial(self, peer: Peer) -> ByteStream:
+        self._hub.dials += 1
+        await trio.sleep(0.05)
+        target = self._hub.nodes.get(peer.node_id)
+        if target is None or target._handler is None:
+            raise TransportError("nobody there")
+        here, there = trio.testing.memory_stream_pair()
+        self._hub.nursery.start_soon(target._accept, self.node_id, MemoryStream(there, target.uplink))
+        return MemoryStream(here, self.uplink)
+
+    async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:
+        assert self._handler is not None
+        with trio.CancelScope() as scope:
+            self._accepted.add(scope)
+            await self._handler(node_id, stream)
+        self._accepted.discard(scope)
+        await stream.aclose()
+
+    def vanish(self) -> None:
+        """The node is gone without a word, and its streams with it."""
+        self._hub.nodes.pop(self.node_id, None)
+        for scope in self._accepted:
+            scope.cancel()
+
+
+class World:
+    """Shorthand for the tests: nodes with stores in a temporary folder."""
+
+    def __init__(self, hub: Hub, root: Path) -> None:
+        self.hub = hub
+        self._root = root
+        self._count = 0
+
+    def network(self) -> MemoryNetwork:
+        self._count += 1
+        return MemoryNetwork(self.hub, self._count)
+
+    def store(self, name: str) -> ContentStore:
+        return ContentStore(self._root / name)
+
+    @asynccontextmanager
+    async def node(
+        self, store: ContentStore, network: MemoryNetwork | None = None, holder: bool = False
+    ) -> AsyncIterator[Swarm]:
+        network = network or self.network()
+        if holder:
+            self.hub.holders.append(network.peer)
+        rng = random.Random(self._count)
+        async with swarm_over(
+            network, store, find_peers=self.hub.find_peers, rng=rng, blocking=at_once
+        ) as swarm:
+            yield swarm
+
+    def content(self, store: ContentStore, pieces: int = 40) -> ContentRef:
+        """An item of three files, one of them empty, in `store`."""
+        source = self._root / f"source-{store.root.name}"
+        source.mkdir(exist_ok=True)
+        rng = random.Random(9)
+        (source / "big").write_bytes(rng.randbytes(PIECE * (pieces - 1) - 100))
+        (source / "small").write_bytes(rng.randbytes(500))
+        (source / "empty").write_bytes(b"")
+        renamed = source.rename(self._root / "item")
+        try:
+            return store.add(renamed, piece_length=PIECE, mode="copy")
+        finally:
+            renamed.rename(source)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        yield World(Hub(nursery), tmp_path)
+        nursery.cancel_scope.cancel()
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+async def test_an_item_is_fetched_from_two_sources_at_once(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, mine = world.store("first"), world.store("second"), world.store("mine")
+    ref = world.content(first)
+    assert world.content(second) == ref
+    seen: list[Progress] = []
+    async with (
+        world.node(first, holder=True) as a,
+        world.node(second, holder=True) as b,
+        world.node(mine) as c,
+    ):
+        path = await c.fetch(ref, on_progress=seen.append)
+        assert a.rates().up_bytes and b.rates().up_bytes
+        assert c.rates().down_bytes - seen[-1].wasted_bytes == ref.length
+    assert (path / "item" / "small" if (path / "item").is_dir() else path / "small").stat().st_size == 500
+    assert mine.verify(ref.info_hash) == []
+    assert seen[-1].bytes_done == ref.length and seen[-1].pieces_done == seen[-1].pieces == 40
+    assert not lines(caplog, logging.WARNING)
+
+
+async def test_leechers_serve_each_other_while_they_fetch(world: World, autojump_clock: MockClock) -> None:
+    seed_store = world.store("seed")
+    ref = world.content(seed_store, pieces=500)
+    async with world.node(seed_store, holder=True) as seed:
+        stores = [world.store(f"leech{i}") for i in range(3)]
+        async with world.node(stores[0], holder=True) as a, world.node(stores[1], holder=True) as b:
+            async with world.node(stores[2], holder=True) as c, trio.open_nursery() as nursery:
+                for swarm in (a, b, c):
+                    nursery.start_soon(swarm.fetch, ref)
+            assert sum(swarm.rates().up_bytes for swarm in (a, b, c)) > 0
+        assert seed.rates().up_bytes < 2.5 * ref.length
+    assert all(store.verify(ref.info_hash) == [] for store in stores)
+
+
+async def test_two_callers_share_one_download(world: World, autojump_clock: MockClock) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    paths: list[Path] = []
+    async with world.node(seed, holder=True) as source, world.node(mine) as swarm:
+
+        async def fetch() -> None:
+            paths.append(await swarm.fetch(ref))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch)
+            nursery.start_soon(fetch)
+        assert source.rates().up_bytes == ref.length
+        assert await swarm.fetch(ref) == paths[0] == paths[1]
+
+
+async def test_a_complete_leecher_serves_the_next_one(world: World, autojump_clock: MockClock) -> None:
+    seed, middle, last = world.store("seed"), world.store("middle"), world.store("last")
+    ref = world.content(seed)
+    network = world.network()
+    async with world.node(middle, network) as relay, world.node(last) as swarm:
+        seed_network = world.network()
+        async with world.node(seed, seed_network):
+            await relay.fetch(ref, peers=[seed_network.peer])
+        seed_network.vanish()
+        await swarm.fetch(ref, peers=[network.peer])
+    assert last.verify(ref.info_hash) == []
+
+
+async def test_peers_of_peers_are_found_by_peer_exchange(world: World, autojump_clock: MockClock) -> None:
+    seed, other, mine = world.store("seed"), world.store("other"), world.store("mine")
+    ref = world.content(seed, pieces=400)
+    world.content(other, pieces=400)
+    seed_network, other_network = world.network(), world.network()
+    async with world.node(seed, seed_network), world.node(other, other_network) as hidden:
+        relay_network, relay_store = world.network(), world.store("relay")
+        async with world.node(relay_store, relay_network) as relay, world.node(mine) as swarm:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    # the relay knows the hidden seeder; we know the relay only
+                    nursery.start_soon(lambda: relay.fetch(ref, peers=[other_network.peer]))
+                    await trio.sleep(0.5)
+                    await swarm.fetch(ref, peers=[relay_network.peer])
+                    scope.cancel()
+        assert hidden.rates().up_bytes > 0
+
+
+async def serve_badly(
+    network: MemoryNetwork,
+    store: ContentStore,
+    ref: ContentRef,
+    corrupt: Callable[[int, bytes], bytes | None],
+) -> None:
+    """Makes `network` a seeder whose blocks pass through `corrupt` (None: never answered)."""
+    stored = store.open(ref.info_hash)
+
+    async def handle(node_id: NodeId, stream: ByteStream) -> None:
+        with suppress(TransportError, RemoteProtocolError):
+            await talk(stream)
+
+    async def talk(stream: ByteStream) -> None:
+        session = Session(trio.current_time())
+        await receive_hello(stream, session)
+        now = trio.current_time()
+        await stream.send_all(session.hello(ref.info_hash, (), ()))
+        await stream.send_all(session.bitfield(stored.bitfield(), now) + session.unchoke(now))
+        while True:
+            while (event := session.next_event(trio.current_time())) is not None:
+                now = trio.current_time()
+                if isinstance(event, m.InfoRequest):
+                    await stream.send_all(session.info(0, len(stored.info), stored.info, now))
+                if isinstance(event, m.LayerRequest):
+                    layer = stored.layer(event.file)
+                    await stream.send_all(session.layer(event.file, 0, len(layer), layer, now))
+                if isinstance(event, m.Request):
+                    data = stored.read_block(event.piece, event.offset, event.length)
+                    wrong = corrupt(event.piece, data)
+                    if wrong is not None:
+                        header = session.answer(event.piece, event.offset, event.length, now)
+                        await stream.send_all(header + wrong)
+            data = await stream.receive_some(1 << 16)
+            if not data:
+                return
+            session.feed(data, trio.current_time())
+
+    network.serve(handle)
+
+
+async def test_a_liar_is_banned_by_name_and_the_honest_one_completes(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    liar = world.network()
+    await serve_badly(liar, seed, ref, lambda piece, data: bytes(len(data)))
+    async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
+        seen: list[Progress] = []
+        await swarm.fetch(ref, peers=[liar.peer, honest.peer], on_progress=seen.append)
+        assert seen[-1].wasted_bytes > 0
+    assert mine.verify(ref.info_hash) == []
+    named = [line for line in lines(caplog, logging.WARNING) if peer_id_text(liar.node_id) in line]
+    assert len(named) == 1 and "bad piece" in named[0]
+    assert not any(peer_id_text(honest.node_id) in line for line in lines(caplog, logging.WARNING))
+
+
+async def test_the_last_holder_is_tried_again_although_it_lied(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    moody = world.network()
+    lies = [True]  # its first block is bad, all others are good
+
+    def once(piece: int, data: bytes) -> bytes:
+        return bytes(len(data)) if lies and lies.pop() else data
+
+    await serve_badly(moody, seed, ref, once)
+    async with world.node(mine) as swarm:
+        await swarm.fetch(ref, peers=[moody.peer])
+    assert mine.verify(ref.info_hash) == []
+
+
+async def test_a_silent_peer_is_given_up_after_its_deadline(world: World, autojump_clock: MockClock) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    mute = world.network()
+    await serve_badly(mute, seed, ref, lambda piece, data: None)
+    start = trio.current_time()
+    async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: swarm.fetch(ref, peers=[mute.peer]))
+                await trio.sleep(1.0)  # the mute one holds the first requests
+                await swarm.fetch(ref, peers=[honest.peer])
+                scope.cancel()
+    assert trio.current_time() - start < 40.0
+    assert mine.verify(ref.info_hash) == []
+
+
+async def test_only_silent_peers_end_in_a_transport_error_that_says_so(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    mute = world.network()
+    await serve_badly(mute, seed, ref, lambda piece, data: None)
+    start = trio.current_time()
+    async with world.node(mine) as swarm:
+        with pytest.raises(TransportError, match="no source delivered anything"):
+            await swarm.fetch(ref, peers=[mute.peer], stall_timeout_s=30.0)
+    assert 30.0 <= trio.current_time() - start < 45.0
+
+
+async def test_a_peer_that_says_nothing_at_all_does_not_hold_the_fetch(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    deaf = world.network()
+
+    async def nothing(node_id: NodeId, stream: ByteStream) -> None:
+        await trio.sleep_forever()
+
+    deaf.serve(nothing)
+    async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
+        await swarm.fetch(ref, peers=[deaf.peer, honest.peer])
+
+
+async def test_a_stranger_sending_garbage_is_banned_and_nobody_else_notices(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    stranger, target = world.network(), world.network()
+    async with world.node(seed, target), world.node(mine) as swarm:
+        for garbage in (b"\xff" * 100, m.encode(m.Have(PieceIndex(1))), b""):
+            try:
+                stream = await stranger.dial(target.peer)
+                await stream.send_all(garbage)
+                await stream.aclose()
+            except TransportError:
+                continue
+            await trio.sleep(1.0)
+        await swarm.fetch(ref, peers=[target.peer])
+    assert any(peer_id_text(stranger.node_id) in line for line in lines(caplog, logging.WARNING))
+    assert not lines(caplog, logging.ERROR)
+
+
+async def test_a_seeder_that_vanishes_midway_is_replaced_by_another(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, spare, mine = world.store("seed"), world.store("spare"), world.store("mine")
+    ref = world.content(seed, pieces=200)
+    world.content(spare, pieces=200)
+    leaving = world.network()
+    vanished = trio.Event()
+    async with world.node(mine) as swarm, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until, world, seed, leaving, vanished)
+
+        def watch(progress: Progress) -> None:
+            if progress.pieces_done > 20 and not vanished.is_set():
+                leaving.vanish()
+                vanished.set()
+
+        async def appear_later() -> None:
+            await vanished.wait()
+            await trio.sleep(5.0)
+            async with world.node(spare, holder=True):
+                await trio.sleep_forever()
+
+        nursery.start_soon(appear_later)
+        await swarm.fetch(ref, peers=[leaving.peer], on_progress=watch)
+        nursery.cancel_scope.cancel()
+    assert vanished.is_set() and mine.verify(ref.info_hash) == []
+
+
+async def run_until(world: World, store: ContentStore, network: MemoryNetwork, end: trio.Event) -> None:
+    async with world.node(store, network):
+        await end.wait()
+
+
+async def test_a_cancelled_fetch_resumes_and_fetches_only_what_is_missing(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed, pieces=400)
+    done_before: list[Progress] = []
+    async with world.node(seed, holder=True) as source:
+        async with world.node(mine) as swarm:
+            with trio.CancelScope() as scope:
+
+                def watch(progress: Progress) -> None:
+                    done_before.append(progress)
+                    if progress.pieces_done > 100:
+                        scope.cancel()
+
+                await swarm.fetch(ref, on_progress=watch)
+            assert scope.cancelled_caught and not mine.has(ref.info_hash)
+        sent = source.rates().up_bytes
+        async with world.node(mine) as swarm:
+            await swarm.fetch(ref)
+            assert swarm.rates().down_bytes <= ref.length - done_before[-1].bytes_done
+        assert source.rates().up_bytes - sent <= ref.length - done_before[-1].bytes_done
+    assert not lines(caplog, logging.WARNING)  # leaving midway is no breach of the protocol
+    assert mine.verify(ref.info_hash) == []
+
+
+async def test_nobody_holds_the_item(world: World, autojump_clock: MockClock) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    async with world.node(world.store("empty"), holder=True), world.node(mine) as swarm:
+        with pytest.raises(TransportError, match="no such item here"):
+            await swarm.fetch(ref, stall_timeout_s=20.0)
+
+
+async def test_a_failing_look_up_is_named_when_the_fetch_stalls(
+    world: World, autojump_clock: MockClock
+) -> None:
+    ref = world.content(world.store("seed"))
+
+    async def broken(info_hash: InfoHash) -> Sequence[Peer]:
+        raise TransportError("the DHT is gone")
+
+    async with swarm_over(
+        world.network(), world.store("mine"), find_peers=broken, rng=random.Random(1), blocking=at_once
+    ) as swarm:
+        with pytest.raises(TransportError, match="the DHT is gone"):
+            await swarm.fetch(ref, stall_timeout_s=10.0)
+
+
+async def test_more_leechers_than_upload_slots_are_all_served(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed = world.store("seed")
+    ref = world.content(seed, pieces=30)
+    stores = [world.store(f"leech{i}") for i in range(12)]
+    target = world.network()
+    async with world.node(seed, target), trio.open_nursery() as nursery:
+
+        async def leech(store: ContentStore) -> None:
+            async with world.node(store) as swarm:
+                await swarm.fetch(ref, peers=[target.peer])
+
+        for store in stores:
+            nursery.start_soon(leech, store)
+    assert all(store.has(ref.info_hash) for store in stores)
+
+
+async def test_an_item_without_bytes_is_fetched_too(
+    world: World, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    (tmp_path / "nothing").write_bytes(b"")
+    ref = seed.add(tmp_path / "nothing")
+    async with world.node(seed, holder=True), world.node(mine) as swarm:
+        path = await swarm.fetch(ref)
+    assert (path / "nothing").stat().st_size == 0
