@@ -16,7 +16,7 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.manifest import MAX_MANIFEST_BYTES, SignedManifest, check_manifest
 from paris_p2p.wire.records import RunRecord
 
-FIND_DEADLINE_S = 20.0
+FIND_DEADLINE_S = 10.0
 FETCH_STALL_S = 20.0
 MANIFEST_FILE = "manifest.paris"
 MAX_ANNOUNCED = 256

@@ -187,10 +187,8 @@ class TrainingJob:
             self._on_step(message)
         elif kind == "checkpoint":
             await self._on_checkpoint(message)
-            if self._stopping.is_set():
-                return Outcome("stopped")
-        elif kind == "finished":
-            return Outcome("finished")
+        elif kind in ("finished", "stopped"):
+            return Outcome(kind)
         elif kind == "error":
             if message.get("kind") == "bad_resume":
                 raise _BadResume(str(message.get("message")))

@@ -2,9 +2,9 @@
 
 Owns: the two objectives' formulas and the sampling of t. Does not own: networks, loops, schedulers.
 
-Flow matching: x_t = (1 - t) x0 + t eps, target v = eps - x0, t in [0, 1], noise at t = 1 (Paris, section 3).
-DDPM: x_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps, target eps, s in 0..999, linear betas 1e-4 to 0.02 (Ho et al. 2020,
-section 4). A DDPM expert joins a flow sampler through `velocity_from_eps`.
+Flow matching: x_t = (1 - t) x0 + t eps, target v = eps - x0, t in [0, 1], noise at t = 1 (arXiv 2510.03434).
+DDPM: x_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps, target eps, s in 0..999, betas linear from 1e-4 to 0.02 (Ho et
+al. 2020, section 4). A DDPM expert joins a flow sampler through `velocity_from_eps`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SMALLEST_SIGNAL = 1e-3
 
 
 def sample_timesteps(sampling: str, count: int, generator: torch.Generator) -> Tensor:
-    """t: (count,) in (0, 1): `logit_normal` (sigmoid of a standard normal, Esser et al. 2024) or `uniform`."""
+    """t: (count,) in (0, 1): `logit_normal` (sigmoid of a normal, Esser et al. 2024) or `uniform`."""
     t: Tensor = compute_density_for_timestep_sampling(
         sampling, count, logit_mean=0.0, logit_std=1.0, generator=generator
     )
@@ -62,11 +62,14 @@ def ddpm_step(t: Tensor) -> Tensor:
     return ((above - 1) + fraction).clamp(0, DDPM_STEPS - 1).to(t.dtype)
 
 
-def velocity_from_eps(predict_eps: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, limit: float) -> Tensor:
+def velocity_from_eps(
+    predict_eps: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, limit: float
+) -> Tensor:
     """The velocity at flow time t of a network that predicts eps.
 
-    `predict_eps(x_s, step)` is called at c x, c = 1 / sqrt((1 - t)^2 + t^2), which has unit variance scaling
-    like DDPM's x_s. x0 = (x - t eps) / (1 - t), held to [-limit, limit], and v = eps - x0. x: (N, C, S, S), t: (N,).
+    `predict_eps(x_s, step)` is called at c x with c = 1 / sqrt((1 - t)^2 + t^2), which is DDPM's x_s for
+    the step of equal signal to noise ratio. x0 = (x - t eps) / (1 - t), held to [-limit, limit], and
+    v = eps - x0. x: (N, C, S, S), t: (N,).
     """
     wide = t.view(-1, *([1] * (x.ndim - 1)))  # (N, 1, 1, 1)
     c = ((1 - wide) ** 2 + wide**2).rsqrt()  # (N, 1, 1, 1)

@@ -4,8 +4,10 @@ Owns: the network, in the published tensor layout (DiT-B at full size: AdaLN-Zer
 of two linear layers). Does not own: its training (`training`) or what its weights do (`sampling`).
 
 The published router reads no text. At t near 1 it then knows nothing about the image to come, and wherever
-clusters go with prompts it sends a prompt to the wrong expert. With `text_width` the text tokens join the
-sequence, and it computes the posterior that the mixture's derivation asks for.
+clusters go with prompts it sends a prompt to the wrong expert. With `text_width` the text joins t in the
+condition of every block, and it computes the posterior that the mixture's derivation asks for. (Appending the
+text tokens to the sequence instead, one run on digits: held-out loss 0.308 against 0.320, and 0.622 without
+text, at 3.5 times the time of a step.)
 """
 
 import torch
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 MODEL_CLASS = "Router"
 FREQUENCIES = 256
 """Width of the sinusoidal encoding of t * 1000 (DiT)."""
+POOLS = 4
+"""Averages a text-aware router takes over a caption's tokens."""
 
 
 class Router(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no types
-    """Logits over clusters. The defaults are the published router (129,136,904 parameters with 8 clusters)."""
+    """Logits over clusters. Its defaults are the published router: 129,136,904 parameters for 8 clusters."""
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -40,7 +44,7 @@ class Router(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships 
         self.pos_embed = nn.Parameter(torch.empty(1, grid * grid, hidden_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size))
         self.time_embed = _TimeEmbedding(hidden_size)
-        self.text_proj = nn.Linear(text_width, hidden_size) if text_width is not None else None
+        self.text_embed = _TextEmbedding(text_width, hidden_size) if text_width is not None else None
         self.layers = nn.ModuleList(_Block(hidden_size, num_attention_heads) for _ in range(num_layers))
         self.head = nn.Sequential(
             nn.Linear(hidden_size, hidden_size),
@@ -57,15 +61,15 @@ class Router(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships 
         Returns logits (N, K). Raises `ValueError` when a text-aware router gets no text.
         """
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # (N, P, H)
-        tokens = [self.cls_token.expand(len(x), -1, -1), patches + self.pos_embed]  # (N, 1, H), (N, P, H)
-        if self.text_proj is not None:
+        cls_token = self.cls_token.expand(len(x), -1, -1)  # (N, 1, H)
+        sequence = torch.cat([cls_token, patches + self.pos_embed], dim=1)  # (N, 1 + P, H)
+        condition = self.time_embed(t)  # (N, H)
+        if self.text_embed is not None:
             if text is None:
                 raise ValueError("this router is text-aware: it needs the prompt's encoding")
-            tokens.append(self.text_proj(text))  # (N, T, H)
-        sequence = torch.cat(tokens, dim=1)  # (N, 1 + P + T, H)
-        condition = self.time_embed(t)  # (N, H)
+            condition = condition + self.text_embed(text)  # (N, H)
         for layer in self.layers:
-            sequence = layer(sequence, condition)  # (N, 1 + P + T, H)
+            sequence = layer(sequence, condition)  # (N, 1 + P, H)
         logits: Tensor = self.head(sequence[:, 0])  # (N, K)
         return logits
 
@@ -82,6 +86,25 @@ class _TimeEmbedding(nn.Module):
             t * 1000.0, FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0
         )  # (N, 256)
         embedded: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))  # (N, H)
+        return embedded
+
+
+class _TextEmbedding(nn.Module):
+    """A caption as one vector: several learned averages over its tokens, then two linear layers."""
+
+    def __init__(self, text_width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(text_width)
+        self.score = nn.Linear(text_width, POOLS)
+        self.mlp = nn.Sequential(
+            nn.Linear(POOLS * text_width, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, text: Tensor) -> Tensor:
+        text = self.norm(text)  # (N, T, W)
+        share = self.score(text).softmax(dim=1)  # (N, T, A): each pool's attention over the tokens
+        pooled = torch.einsum("nta,ntw->naw", share, text).flatten(1)  # (N, A W)
+        embedded: Tensor = self.mlp(pooled)  # (N, H)
         return embedded
 
 
@@ -116,12 +139,9 @@ def _initialise(router: Router, grid: int) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    nn.init.xavier_uniform_(router.patch_embed.weight.flatten(1))
-    nn.init.zeros_(router.patch_embed.bias)
+    nn.init.xavier_uniform_(router.patch_embed.weight.flatten(1))  # a linear layer over patches
     router.pos_embed.copy_(get_2d_sincos_pos_embed(router.pos_embed.shape[-1], grid, output_type="pt")[None])
     nn.init.normal_(router.cls_token, std=0.02)
-    for layer in router.layers:
-        nn.init.zeros_(layer.adaLN_modulation[1].weight)
-        nn.init.zeros_(layer.adaLN_modulation[1].bias)
-    nn.init.zeros_(router.head[4].weight)
-    nn.init.zeros_(router.head[4].bias)
+    for name, parameter in router.named_parameters():
+        if ".adaLN_modulation.1." in name or name.startswith("head.4."):
+            parameter.zero_()

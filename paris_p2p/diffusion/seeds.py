@@ -1,6 +1,6 @@
 """Seeds: one recipe seed, many independent streams.
 
-Owns: deriving a stream's seed from a recipe's seed and the stream's name. Does not own: what is drawn from it.
+Owns: deriving a stream's seed from a recipe's seed and the stream's name. Does not own: what is drawn.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import torch
 
 
 def derived_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for the stream named `parts`; other names give unrelated seeds, on every machine the same."""
+    """A 63-bit seed for the stream named `parts`: unrelated for other names, the same on every machine."""
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -364,7 +364,8 @@ class Download:
         assert self._picker is not None
         if connection.ending:
             return
-        if not self._picker.peer_has(connection, piece):  # who has it learns nothing from our Have
+        # who has it learns nothing from our Have; and a bitfield still to be sent will name it
+        if connection.bitfield_sent and not self._picker.peer_has(connection, piece):
             connection.send(connection.session.have(piece, now))
         self.fill(connection)
 

@@ -183,7 +183,7 @@ def test_an_identity_in_use_is_refused(stage: Any, prepared: Path, network: str)
 def small_disk(stage: Any) -> Iterator[Path]:
     """A file system of 3 MB."""
     folder = stage.folder / "small-disk"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     mounted = sys.platform == "linux" and os.geteuid() == 0
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
     if not mounted or subprocess.run(command, check=False, capture_output=True).returncode != 0:

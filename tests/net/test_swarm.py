@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from paris_p2p.core.session import Session
 from paris_p2p.errors import RemoteProtocolError, TransportError
 from paris_p2p.ids import InfoHash, NodeId, PieceIndex
-from paris_p2p.net.connection import receive_hello
+from paris_p2p.net.connection import Connection, receive_hello
 from paris_p2p.net.swarm import Peer, Progress, Swarm, swarm_over
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, StreamHandler
 from paris_p2p.store.content_store import ContentStore
@@ -510,3 +510,34 @@ async def test_an_item_without_bytes_is_fetched_too(
     async with world.node(seed, holder=True), world.node(mine) as swarm:
         path = await swarm.fetch(ref)
     assert (path / "nothing").stat().st_size == 0
+
+
+async def test_honest_peers_that_meet_in_the_middle_of_a_fetch_never_ban_each_other(
+    world: World,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sessions that open while pieces arrive: a Have must not overtake the bitfield."""
+    read = Connection._read
+
+    async def read_later(connection: Connection) -> None:
+        await trio.sleep(0.05)  # a busy node: much happens between a session's opening and its first turn
+        await read(connection)
+
+    monkeypatch.setattr(Connection, "_read", read_later)
+    seed = world.store("seed")
+    ref = world.content(seed, pieces=300)
+    stores = [world.store(f"leech{i}") for i in range(6)]
+    async with world.node(seed, holder=True), trio.open_nursery() as nursery:
+
+        async def leech(number: int) -> None:
+            await trio.sleep(0.1 * number)
+            async with world.node(stores[number], holder=True) as swarm:
+                await swarm.fetch(ref)
+                await trio.sleep(5)
+
+        for number in range(len(stores)):
+            nursery.start_soon(leech, number)
+    assert all(store.has(ref.info_hash) for store in stores)
+    assert not [line for line in lines(caplog, logging.WARNING) if "banned" in line]

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from paris_p2p.diffusion.generate import Generated, Progress, Request, generate
+from paris_node.torch_cache import keep_torch_cache
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
+
+if TYPE_CHECKING:
+    from paris_p2p.diffusion.generate import Generated, Progress
 
 _TITLES = {"load": "loading", "sample": "sampling"}
 
@@ -35,7 +39,11 @@ class GenerateRequest:
 
 def run(request: GenerateRequest, output: Output) -> None:
     """Draw the images and say where they are."""
-    model = request.model if request.model is not None else remembered_model(request.home)
+    home = Home.resolve(request.home)
+    model = request.model if request.model is not None else remembered_model(home)
+    keep_torch_cache(home)
+    from paris_p2p.diffusion.generate import Request, generate
+
     wanted = Request(
         prompts=request.prompts,
         count=request.n,
@@ -50,7 +58,7 @@ def run(request: GenerateRequest, output: Output) -> None:
     with Bars(*columns, console=Console(stderr=True), disable=output.as_json) as bars:
         shown: dict[str, TaskID] = {}
 
-        def show(state: Progress) -> None:
+        def show(state: "Progress") -> None:
             if state.phase not in shown:
                 shown[state.phase] = bars.add_task(_TITLES[state.phase], total=state.total)
             bars.update(shown[state.phase], completed=state.done, total=state.total)
@@ -59,15 +67,15 @@ def run(request: GenerateRequest, output: Output) -> None:
     _say(made, output)
 
 
-def remembered_model(home: Path | None) -> Path:
+def remembered_model(home: Home) -> Path:
     """The folder `fetch-model` wrote last from this home; `ConfigError` if there is none."""
-    remembered = Home.resolve(home).context().get("model")
+    remembered = home.context().get("model")
     if remembered is None:
         raise ConfigError("no model was fetched here yet: run paris-node fetch-model, or pass --model DIR")
     return Path(remembered)
 
 
-def _say(made: Generated, output: Output) -> None:
+def _say(made: "Generated", output: Output) -> None:
     used = ", ".join(f"{name} x{calls}" for name, calls in sorted(made.experts.items()) if calls)
     files = [str(path) for path in made.paths] + ([str(made.grid)] if made.grid else [])
     output.event(

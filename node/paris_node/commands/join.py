@@ -11,6 +11,7 @@ from paris_node.network import Network, NetworkRequest, bootstrap_addresses, ope
 from paris_node.run_node import RunNode
 from paris_node.runs import find_run
 from paris_node.signals import until_interrupted
+from paris_node.torch_cache import keep_torch_cache
 from paris_node.volunteer import Volunteer
 from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.ids import Role
@@ -40,6 +41,7 @@ def run(request: JoinRequest, output: Output) -> int:
     """Join the run and take part until interrupted (or complete)."""
     home = Home.resolve(request.network.home)
     bootstrap = bootstrap_addresses(request.network, home)
+    keep_torch_cache(home)  # the trainer inherits it
     with home.lock():
         return trio.run(_join, request, home, bootstrap, output)
 

@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from paris_p2p.data.prepare import PrepareOptions, PrepareReport, StageProgress, prepare
-from paris_p2p.diffusion.recipes import preset
+from paris_node.torch_cache import keep_torch_cache
+from paris_p2p.data.sources import open_source
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
+
+if TYPE_CHECKING:
+    from paris_p2p.data.prepare import PrepareReport, StageProgress
 
 _TITLES = {
     "ingest": "reading images",
@@ -40,6 +44,12 @@ class PrepareRequest:
 
 def run(request: PrepareRequest, output: Output) -> None:
     """Prepare the run and say what came of it."""
+    open_source(request.source)  # a mistyped source is said at once, not after seconds of imports
+    home = Home.resolve(request.home)
+    keep_torch_cache(home)
+    from paris_p2p.data.prepare import PrepareOptions, prepare
+    from paris_p2p.diffusion.recipes import preset
+
     options = PrepareOptions(
         source=request.source,
         out=request.out,
@@ -50,12 +60,12 @@ def run(request: PrepareRequest, output: Output) -> None:
         seed=request.seed,
         name=request.name,
     )
-    identity = Home.resolve(request.home).identity()
+    identity = home.identity()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
         bars: dict[str, TaskID] = {}
 
-        def show(state: StageProgress) -> None:
+        def show(state: "StageProgress") -> None:
             if state.stage not in bars:
                 bars[state.stage] = progress.add_task(_TITLES[state.stage], total=state.total)
             progress.update(bars[state.stage], completed=state.done, total=state.total)
@@ -64,7 +74,7 @@ def run(request: PrepareRequest, output: Output) -> None:
     _say(report, request.out, output)
 
 
-def _say(report: PrepareReport, out: Path, output: Output) -> None:
+def _say(report: "PrepareReport", out: Path, output: Output) -> None:
     lines = [f"skipped {skipped.name}: {skipped.reason}" for skipped in report.skipped[:SHOWN_SKIPPED]]
     if len(report.skipped) > SHOWN_SKIPPED:
         lines.append(f"… {len(report.skipped)} skipped in all: {out / 'prepare.json'} lists them")

@@ -1,0 +1,167 @@
+"""Generating pictures from a model folder: what `paris-node generate` does.
+
+Owns: loading what is needed, sampling, PNG files with their parameters inside. Needs no network.
+Does not own: options, progress bars.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from paris_p2p import clock
+from paris_p2p.diffusion.grid import grid
+from paris_p2p.diffusion.pipeline import ParisPipeline
+from paris_p2p.diffusion.training import pick_device
+from paris_p2p.errors import StoreError
+
+SMALL_PARAMETERS = 20_000_000
+MAX_STEM = 48
+"""Characters of a prompt that go into a file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to generate: `count` images a prompt. `None`: the model's default (seed: a random one)."""
+
+    prompts: tuple[str, ...]
+    count: int = 1
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    top_k: int | None = None
+    scheduler: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`phase` is `load` (`item`: the part) or `sample` (`item` empty); `done` of `total`."""
+
+    phase: str
+    done: int
+    total: int
+    item: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """`paths`: the images in order; `grid`: the sheet of all, if several. `seconds`: of sampling, without
+    loading. `experts`: samples each expert computed."""
+
+    paths: tuple[Path, ...]
+    grid: Path | None
+    seconds: float
+    seed: int
+    experts: dict[str, int]
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def generate(
+    model: Path,
+    request: Request,
+    out: Path,
+    *,
+    grid_path: Path | None = None,
+    on_progress: OnProgress = lambda _: None,
+) -> Generated:
+    """Load the model in folder `model`, make the pictures, write them as PNGs into folder `out`.
+
+    With more than one image a grid is written as well, a row a prompt, to `grid_path` or into `out`.
+    Raises `ConfigError`, `StoreError`.
+    """
+    pipe = load(model, request.device, on_progress)
+    started = clock.monotonic()
+    images = pipe(
+        list(request.prompts),
+        num_images_per_prompt=request.count,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        top_k=request.top_k,
+        seed=request.seed,
+        scheduler=request.scheduler,
+        on_step=lambda done, total: on_progress(Progress("sample", done, total)),
+    ).images
+    seconds = clock.monotonic() - started
+    paths, sheet = _save(pipe, request, images, out, grid_path)
+    return Generated(paths, sheet, seconds, pipe.seed_used or 0, pipe.experts_used)
+
+
+def load(model: Path, device: str = "auto", on_progress: OnProgress = lambda _: None) -> ParisPipeline:
+    """The pipeline in folder `model`, on `device`. Raises `ConfigError`."""
+    wanted = pick_device(device)
+    pipe = ParisPipeline.from_pretrained(
+        model, on_part=lambda done, total, name: on_progress(Progress("load", done, total, name))
+    )
+    pipe.to(wanted)
+    if torch.device(wanted).type == "cpu":
+        _spare_threads(pipe)
+    return pipe
+
+
+def _spare_threads(pipe: ParisPipeline) -> None:
+    """One thread for small networks: their operations are shorter than handing them out takes, and on a busy
+    machine several threads wait for each other (8 digits: 28 s with two threads, 1.7 s with one)."""
+    largest = max(sum(p.numel() for p in expert.parameters()) for expert in pipe.experts.values())
+    if largest < SMALL_PARAMETERS:
+        torch.set_num_threads(1)
+
+
+def parameters(pipe: ParisPipeline, request: Request, prompt: str, seed: int) -> dict[str, Any]:
+    """What made an image, for its metadata: everything needed to make it again."""
+    defaults = pipe.config["sampling"]
+    return {
+        "prompt": prompt,
+        "seed": seed,
+        "steps": defaults["steps"] if request.steps is None else request.steps,
+        "guidance": defaults["guidance_scale"] if request.guidance_scale is None else request.guidance_scale,
+        "top_k": defaults["top_k"] if request.top_k is None else request.top_k,
+        "scheduler": request.scheduler or defaults["scheduler"],
+        "run_id": pipe.config["run_id"],
+        "experts": pipe.experts_used,
+        "missing": pipe.config["missing"],
+    }
+
+
+def _save(
+    pipe: ParisPipeline, request: Request, images: list[Image.Image], out: Path, grid_path: Path | None
+) -> tuple[tuple[Path, ...], Path | None]:
+    seed = pipe.seed_used or 0
+    paths = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for place, image in enumerate(images):
+            prompt, number = request.prompts[place // request.count], seed + place % request.count
+            path = out / f"{place // request.count:02d}-{_stem(prompt)}-{number}.png"
+            image.save(path, pnginfo=_metadata(parameters(pipe, request, prompt, number)))
+            paths.append(path)
+        if len(images) == 1:
+            return tuple(paths), None
+        sheet = grid_path if grid_path is not None else out / f"grid-{seed}.png"
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        first = parameters(pipe, request, " | ".join(request.prompts), seed)
+        grid(images, request.count, request.prompts).save(sheet, pnginfo=_metadata(first))
+    except OSError as error:
+        raise StoreError(f"the images cannot be written to {out}: {error}") from None
+    return tuple(paths), sheet
+
+
+def _metadata(values: dict[str, Any]) -> PngInfo:
+    """One text chunk a parameter; what is no text is JSON."""
+    info = PngInfo()
+    for name, value in values.items():
+        info.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
+    return info
+
+
+def _stem(prompt: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:MAX_STEM].rstrip("-") or "image"

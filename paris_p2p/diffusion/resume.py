@@ -1,0 +1,156 @@
+"""Checkpoints on disk: the published weights, and the bundle another node resumes from.
+
+Owns: both folders' formats, and distrust of a bundle's maker. Does not own: when they are written.
+
+A weights folder: `config.json`, `diffusion_pytorch_model.safetensors` (the EMA weights, F32).
+A resume folder: `resume.safetensors` with `weights/<name>`, `ema/<name>`, `exp_avg/<name>` and
+`exp_avg_sq/<name>` for every parameter, and `generator` (U8); `resume.json` with `format`, `role`, `variant`,
+`step`, `data_cursor` (images read so far). AdamW's own count is `step`: every step moves every parameter.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paris_p2p.diffusion.networks import DTYPE_NAMES
+from paris_p2p.diffusion.training import Trainer, TrainingError
+
+FORMAT = 1
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+TENSORS_NAME = "resume.safetensors"
+STATE_NAME = "resume.json"
+MAX_STATE_BYTES = 4096
+_PARTS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+
+
+def save_weights(trainer: Trainer, folder: Path) -> None:
+    """Write the trainer's EMA weights and the network's config into `folder`, making it."""
+    folder.mkdir(parents=True)
+    trainer.model.save_config(folder)  # type: ignore[operator]  # ConfigMixin's, untyped
+    names = [name for name, _ in trainer.model.named_parameters()]
+    averages = dict(zip(names, trainer.ema.shadow_params, strict=True))
+    save_file(_on_cpu(averages), folder / WEIGHTS_NAME, {"format": "pt"})
+
+
+def save_resume(trainer: Trainer, folder: Path) -> None:
+    """Write everything a successor needs to go on from `trainer.step` into `folder`, making it."""
+    folder.mkdir(parents=True)
+    save_file(_on_cpu(_tensors(trainer)), folder / TENSORS_NAME)
+    state = {
+        "format": FORMAT,
+        "role": trainer.plan.role,
+        "variant": trainer.plan.variant,
+        "step": trainer.step,
+        "data_cursor": trainer.step * trainer.plan.training.batch_size,
+    }
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def load_resume(trainer: Trainer, folder: Path) -> None:
+    """Put a fresh `trainer` where the bundle in `folder` stopped.
+
+    The bundle is a stranger's: everything is checked before anything is used. Raises `TrainingError` of kind
+    `bad_resume` naming what is wrong.
+    """
+    step = _checked_step(trainer, folder / STATE_NAME)
+    tensors = _checked_tensors(trainer, folder / TENSORS_NAME)
+    try:
+        trainer.generator.set_state(tensors["generator"])
+    except RuntimeError as error:
+        raise _bad(f"the bundle's generator state is invalid: {error}") from None
+    named = dict(trainer.model.named_parameters())
+    with torch.no_grad():
+        for (name, parameter), average in zip(named.items(), trainer.ema.shadow_params, strict=True):
+            parameter.copy_(tensors[f"weights/{name}"])
+            average.copy_(tensors[f"ema/{name}"])
+    trainer.ema.optimization_step = trainer.step = step
+    _load_moments(trainer, tensors, list(named), step)
+
+
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {"generator": trainer.generator.get_state()}
+    state = trainer.optimizer.optimizer.state
+    averages = trainer.ema.shadow_params
+    for (name, parameter), average in zip(trainer.model.named_parameters(), averages, strict=True):
+        moments = state[parameter]
+        tensors[f"weights/{name}"] = parameter.detach()
+        tensors[f"ema/{name}"] = average
+        tensors[f"exp_avg/{name}"] = moments["exp_avg"]
+        tensors[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
+    return tensors
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _bad(message: str) -> TrainingError:
+    return TrainingError("bad_resume", message)
+
+
+def _checked_step(trainer: Trainer, path: Path) -> int:
+    try:
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
+        state: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _bad(f"{path.name} of the bundle is unreadable: {error}") from None
+    step = state.get("step") if isinstance(state, dict) else None
+    training = trainer.plan.training
+    if type(step) is not int or not 0 < step <= training.steps:
+        raise _bad(f"the bundle names step {step!r} of {training.steps}")
+    wanted = {
+        "format": FORMAT,
+        "role": trainer.plan.role,
+        "variant": trainer.plan.variant,
+        "data_cursor": step * training.batch_size,
+    }
+    for name, value in wanted.items():
+        if state.get(name) != value:
+            raise _bad(f"the bundle has {name} {state.get(name)!r}, not {value!r}")
+    return step
+
+
+def _checked_tensors(trainer: Trainer, path: Path) -> dict[str, Tensor]:
+    wanted = {"generator": ("U8", list(trainer.generator.get_state().shape))}
+    for name, parameter in trainer.model.named_parameters():
+        for part in _PARTS:
+            wanted[f"{part}/{name}"] = (DTYPE_NAMES[parameter.dtype], list(parameter.shape))
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = set(file.keys())
+            if names != wanted.keys():
+                odd = ", ".join(sorted(names ^ wanted.keys())[:3])
+                raise _bad(f"the bundle's tensors are not the recipe's: {odd}")
+            for name in names:
+                part = file.get_slice(name)
+                found = (part.get_dtype(), part.get_shape())
+                if found != wanted[name]:
+                    raise _bad(f"the bundle's {name} is {found}, not {wanted[name]}")
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise _bad(f"{path.name} of the bundle is unreadable: {error}") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _bad(f"the bundle's {name} is not finite")
+        if name.startswith("exp_avg_sq/") and bool((tensor < 0).any()):
+            raise _bad(f"the bundle's {name} is negative, which no square is")
+    return tensors
+
+
+def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], names: list[str], step: int) -> None:
+    optimizer = trainer.optimizer.optimizer
+    state = {
+        index: {
+            "step": torch.tensor(float(step)),
+            "exp_avg": tensors[f"exp_avg/{name}"],
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
+        }
+        for index, name in enumerate(names)
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,215 @@
+"""Tests of `paris_p2p.diffusion.pipeline`, `generate` and `grid`, on a folder as fetch-model writes it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from paris_p2p.diffusion.generate import Generated, Progress, Request, generate
+from paris_p2p.diffusion.grid import GAP, LABEL_HEIGHT, grid
+from paris_p2p.diffusion.pipeline import ParisPipeline
+from paris_p2p.diffusion.resume import save_weights
+from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.ids import ROUTER, Role, Term
+from paris_p2p.store.model_folder import write_model_folder
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.manifest import SignedManifest
+
+from .conftest import CLUSTERS, ORGANISER, some_ref, toy_manifest, toy_recipe, toy_trainer
+
+MakeModel = Callable[..., Path]
+
+
+def statement(signed: SignedManifest, role: Role) -> CheckpointStatement:
+    return CheckpointStatement(
+        run_id=signed.run_id,
+        role=role,
+        term=Term(1),
+        holder=ORGANISER.node_id,
+        step=3,
+        total_steps=8,
+        variant=0,
+        weights=some_ref(50),
+        resume=some_ref(51),
+        parent=b"",
+        heldout_loss=0.5,
+        created_unix=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Role, Path]:
+    """Weights items of every role, a few steps into training."""
+    root, recipe = tmp_path_factory.mktemp("weights"), toy_recipe()
+    items = {}
+    for role in toy_manifest(recipe).manifest.roles:
+        trainer = toy_trainer(recipe, role)
+        for _ in range(6):
+            trainer.train_step()
+        save_weights(trainer, root / role)
+        items[role] = root / role
+    return items
+
+
+@pytest.fixture
+def make_model(
+    tmp_path: Path, trained: dict[Role, Path], make_components: Callable[[], dict[str, Path]]
+) -> MakeModel:
+    def make(*missing: str) -> Path:
+        signed = toy_manifest(toy_recipe())
+        weights = {role: item for role, item in trained.items() if role not in missing}
+        statements = {role: statement(signed, role) for role in weights}
+        return write_model_folder(tmp_path / "model", signed, weights, make_components(), statements)
+
+    return make
+
+
+def test_three_lines_make_an_image(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model())
+    image = pipe("seven").images[0]
+    assert isinstance(image, Image.Image)
+    assert image.size == (8, 8)
+    assert set(pipe.experts_used) == {"expert_0", "expert_1"}
+    assert sum(pipe.experts_used.values()) == 20 * CLUSTERS  # 20 steps, Top-2
+
+
+def test_saving_and_loading_keeps_every_image(make_model: MakeModel, tmp_path: Path) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model())
+    pipe.save_pretrained(tmp_path / "copy")
+    again = ParisPipeline.from_pretrained(str(tmp_path / "copy"))
+    assert dict(again.config)["sampling"] == dict(pipe.config)["sampling"]
+    first, second = (p(["seven", "eight"], seed=5, output_type="pt").images for p in (pipe, again))
+    assert torch.equal(first, second)
+    written = {path.name for path in (tmp_path / "copy").iterdir()}
+    expected = {
+        "model_index.json",
+        "expert_0",
+        "expert_1",
+        "router",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+    }
+    assert written == expected
+
+
+def test_the_same_seed_gives_the_same_image_whatever_else_is_asked_for(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model())
+    alone = pipe("seven", seed=3, output_type="pt").images
+    four = pipe("seven", num_images_per_prompt=4, seed=3, output_type="pt").images
+    other = pipe(["eight", "seven"], seed=3, output_type="pt").images
+    assert torch.allclose(alone[0], four[0], atol=1e-5)
+    assert torch.allclose(alone[0], other[1], atol=1e-5)
+    assert not torch.allclose(four[0], four[1], atol=1e-2)
+    assert torch.equal(alone, pipe("seven", seed=3, output_type="pt").images)
+
+
+def test_prompts_guidance_and_schedulers_matter(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model())
+    base = pipe("seven", seed=1, output_type="latent").images
+    assert not torch.equal(base, pipe("eight", seed=1, output_type="latent").images)
+    assert not torch.equal(base, pipe("seven", seed=1, guidance_scale=5.0, output_type="latent").images)
+    for scheduler in ("heun", "unipc", "dpm"):
+        found = pipe("seven", seed=1, scheduler=scheduler, output_type="latent").images
+        assert bool(torch.isfinite(found).all())
+
+
+def test_a_partial_model_generates_with_the_experts_it_has(make_model: MakeModel) -> None:
+    folder = make_model("expert-0")
+    pipe = ParisPipeline.from_pretrained(folder)
+    assert list(pipe.experts) == [1]
+    assert pipe.config["missing"] == ["expert_0"]
+    pipe("seven")
+    assert pipe.experts_used == {"expert_1": 20}
+    assert json.loads((folder / "paris.json").read_text())["missing"] == ["expert-0"]
+
+
+def test_an_expert_may_be_left_out_by_hand(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model(), expert_1=None)
+    pipe("seven")
+    assert pipe.experts_used == {"expert_0": 20}
+
+
+def test_a_model_without_router_says_what_to_do(make_model: MakeModel) -> None:
+    with pytest.raises(ConfigError, match="router is missing"):
+        ParisPipeline.from_pretrained(make_model(ROUTER))("seven")
+    assert ParisPipeline.from_pretrained(make_model(ROUTER, "expert-1"))("seven").images
+
+
+def test_a_missing_text_encoder_is_named_when_it_is_needed(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model(), text_encoder=None)
+    with pytest.raises(ConfigError, match="text_encoder"):
+        pipe("seven")
+
+
+def test_a_folder_that_is_no_model_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fetch-model"):
+        ParisPipeline.from_pretrained(tmp_path / "nowhere")
+    folder = make_model()
+    index = json.loads((folder / "model_index.json").read_text())
+    index["router"] = ["os", "system"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="unknown class"):
+        ParisPipeline.from_pretrained(folder)
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(ConfigError, match="damaged"):
+        ParisPipeline.from_pretrained(folder)
+
+
+def test_a_damaged_weights_file_is_named(make_model: MakeModel) -> None:
+    folder = make_model()
+    weights = folder / "expert_1" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()  # it is a hard link: writing through it would damage its source
+    weights.write_bytes(b"\0" * 100)
+    with pytest.raises(ConfigError, match="expert_1 cannot be loaded"):
+        ParisPipeline.from_pretrained(folder)
+
+
+@pytest.fixture
+def generated(make_model: MakeModel, tmp_path: Path) -> tuple[Generated, list[Progress]]:
+    seen: list[Progress] = []
+    request = Request(("seven", "eight!"), count=2, seed=9, steps=3, scheduler="heun", device="cpu")
+    return generate(make_model(), request, tmp_path / "images", on_progress=seen.append), seen
+
+
+def test_generating_writes_images_with_their_parameters(generated: tuple[Generated, list[Progress]]) -> None:
+    result, seen = generated
+    assert [path.name for path in result.paths] == [
+        "00-seven-9.png",
+        "00-seven-10.png",
+        "01-eight-9.png",
+        "01-eight-10.png",
+    ]
+    with Image.open(result.paths[3]) as image:
+        text = image.text  # type: ignore[attr-defined]  # PNG images have it
+    assert (text["prompt"], text["seed"], text["steps"]) == ("eight!", "10", "3")
+    assert (text["scheduler"], text["guidance"], text["top_k"]) == ("heun", "2.0", "2")
+    assert json.loads(text["experts"]) == result.experts
+    assert len(text["run_id"]) == 64
+    assert seen[-1] == Progress("sample", 5, 5)
+    assert {event.item for event in seen if event.phase == "load"} >= {"router", "expert_0", "tokenizer"}
+
+
+def test_generating_several_images_makes_a_grid(generated: tuple[Generated, list[Progress]]) -> None:
+    result, _ = generated
+    assert result.grid is not None
+    with Image.open(result.grid) as sheet:
+        assert sheet.size == (2 * (96 + GAP) + GAP, 2 * (96 + LABEL_HEIGHT + GAP) + GAP)
+
+
+def test_images_that_cannot_be_written_are_the_operator_s_business(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        generate(make_model(), Request(("seven",), steps=1, device="cpu"), tmp_path / "file")
+
+
+def test_a_grid_enlarges_small_images_without_blurring_them() -> None:
+    black, white = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
+    sheet = grid([black, white, white], 2, ["one", "zwei – ä"])
+    assert sheet.getpixel((GAP + 95, GAP + LABEL_HEIGHT + 95)) == (0, 0, 0)
+    assert sheet.size[1] == 2 * (96 + LABEL_HEIGHT + GAP) + GAP

@@ -1,0 +1,162 @@
+"""Tests of `paris_p2p.diffusion.train_worker`: as a real child process, and its decisions in this one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trio
+
+from paris_p2p.diffusion.train_worker import Session, error_kind, parse_start, run
+from paris_p2p.diffusion.training import TrainingError
+from paris_p2p.errors import ConfigError, LocalProtocolError
+from paris_p2p.wire.manifest import Recipe
+from paris_p2p.workers.spawn import Worker, WorkerDied, open_worker
+
+from .conftest import toy_manifest, toy_recipe, toy_shard, toy_trainer, write_shard
+
+DEADLINE_S = 120.0
+
+
+def start_message(root: Path, recipe: Recipe, resume: str | None = None, out: str = "out") -> dict[str, Any]:
+    (root / "manifest.paris").write_bytes(toy_manifest(recipe).data)
+    shard = str(write_shard(root / "shard", toy_shard(0)))
+    return {
+        "type": "start",
+        "manifest": str(root / "manifest.paris"),
+        "role": "expert-0",
+        "variant": 0,
+        "device": "cpu",
+        "shards": [{"cluster": 0, "train": shard, "heldout": shard}],
+        "resume": resume,
+        "out": str(root / out),
+        "threads": 1,
+    }
+
+
+async def until_end(worker: Worker) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    with trio.fail_after(DEADLINE_S):
+        try:
+            while True:
+                messages.append(await worker.receive())
+        except WorkerDied:
+            assert await worker.wait() == 0
+    return messages
+
+
+async def test_a_stopped_trainer_is_resumed_by_another_with_the_weights_of_an_unbroken_run(
+    tmp_path: Path,
+) -> None:
+    recipe = toy_recipe(steps=2000, interval=1500)
+    async with open_worker("paris_p2p.diffusion.train_worker") as worker:
+        await worker.send(start_message(tmp_path, recipe))
+        with trio.fail_after(DEADLINE_S):
+            ready = await worker.receive()
+            assert (ready["type"], ready["step"], ready["total_steps"]) == ("ready", 0, 2000)
+            assert (await worker.receive())["type"] == "step"
+        await worker.send({"type": "stop"})
+        messages = await until_end(worker)
+    checkpoint = messages[-2]
+    assert [checkpoint["type"], messages[-1]["type"]] == ["checkpoint", "stopped"]
+    step = int(checkpoint["step"])
+    assert 0 < step < 1500
+
+    short = toy_recipe(steps=2000, interval=step + 3)
+    async with open_worker("paris_p2p.diffusion.train_worker") as worker:
+        await worker.send(start_message(tmp_path, short, checkpoint["resume"], "second"))
+        with trio.fail_after(DEADLINE_S):
+            assert (await worker.receive())["step"] == step
+            while (message := await worker.receive())["type"] != "checkpoint":
+                pass
+    unbroken = toy_trainer(recipe)
+    while unbroken.step < message["step"]:
+        unbroken.train_step()
+    assert message["step"] == step + 3
+    assert message["heldout_loss"] == unbroken.heldout_loss()
+
+
+class RecordedLink:
+    """A parent in this process: says what it is told to, once `after` messages have come up."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.after = after
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def poll(self) -> dict[str, Any] | None:
+        return {"type": "stop"} if self.after is not None and len(self.sent) >= self.after else None
+
+
+def kinds(link: RecordedLink) -> list[str]:
+    return [str(message["type"]) for message in link.sent]
+
+
+def test_a_session_reports_checkpoints_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
+    link = RecordedLink()
+    Session(toy_trainer(toy_recipe(steps=5)), link, tmp_path, 2).run()
+    checkpoints = [message for message in link.sent if message["type"] == "checkpoint"]
+    assert [message["step"] for message in checkpoints] == [2, 4, 5]
+    assert link.sent[-1] == {"type": "finished", "step": 5}
+    assert (Path(checkpoints[-1]["weights"]) / "config.json").is_file()
+    assert (Path(checkpoints[-1]["resume"]) / "resume.json").is_file()
+
+
+def test_a_bad_resume_bundle_ends_it_before_it_is_ready(tmp_path: Path) -> None:
+    link = RecordedLink()
+    with pytest.raises(TrainingError) as caught:
+        run(parse_start(start_message(tmp_path, toy_recipe(), str(tmp_path / "nothing"))), link)
+    assert error_kind(caught.value) == "bad_resume"
+    assert link.sent == []
+
+
+def test_a_session_stopped_without_progress_writes_nothing(tmp_path: Path) -> None:
+    link = RecordedLink(after=1)
+    Session(toy_trainer(toy_recipe()), link, tmp_path, 2).run()
+    assert kinds(link) == ["ready", "stopped"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_a_number_stops_training_before_a_checkpoint(tmp_path: Path) -> None:
+    trainer = toy_trainer(toy_recipe())
+    with torch.no_grad():
+        next(iter(trainer.model.parameters())).fill_(torch.nan)
+    link = RecordedLink()
+    with pytest.raises(TrainingError, match="step 2") as caught:
+        Session(trainer, link, tmp_path, 2).run()
+    assert caught.value.kind == "nan"
+    assert "checkpoint" not in kinds(link)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TrainingError("nan", "the loss is nan"), "nan"),
+        (ConfigError("the shard does not fit"), "config"),
+        (MemoryError(), "oom"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "oom"),
+        (RuntimeError("shape mismatch"), "crash"),
+    ],
+)
+def test_errors_have_kinds(error: Exception, kind: str) -> None:
+    assert error_kind(error) == kind
+
+
+@pytest.mark.parametrize("message", [None, {}, {"type": "stop"}, {"type": "start", "shards": 3}])
+def test_a_malformed_start_is_our_bug(message: dict[str, Any] | None) -> None:
+    with pytest.raises(LocalProtocolError):
+        parse_start(message)
+
+
+def test_a_manifest_with_other_tensors_is_refused() -> None:
+    recipe = toy_recipe()
+    architecture = dataclasses.replace(recipe.experts[0].architecture, tensors=())
+    odd = dataclasses.replace(
+        recipe, experts=(dataclasses.replace(recipe.experts[0], architecture=architecture),)
+    )
+    with pytest.raises(ConfigError, match="another version"):
+        toy_trainer(odd)

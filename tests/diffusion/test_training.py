@@ -1,0 +1,219 @@
+"""Tests of `paris_p2p.diffusion.training`, `resume` and `recipes`."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paris_p2p.diffusion import training
+from paris_p2p.diffusion.networks import tensor_specs
+from paris_p2p.diffusion.recipes import preset
+from paris_p2p.diffusion.resume import load_resume, save_resume, save_weights
+from paris_p2p.diffusion.seeds import stream
+from paris_p2p.diffusion.training import Trainer, TrainingError, drop_captions, learning_rate
+from paris_p2p.errors import ConfigError
+from paris_p2p.wire.manifest import ExpertVariant, Recipe
+
+from .conftest import TOKENS, WIDTH, short, toy_recipe, toy_trainer
+
+
+def run(trainer: Trainer, steps: int) -> list[float]:
+    return [float(trainer.train_step()) for _ in range(steps)]
+
+
+def state(trainer: Trainer) -> list[torch.Tensor]:
+    parameters = [p.detach().clone() for p in trainer.model.parameters()]
+    return [*parameters, *(average.clone() for average in trainer.ema.shadow_params)]
+
+
+def with_ddpm(recipe: Recipe) -> Recipe:
+    flow = recipe.experts[0]
+    return dataclasses.replace(
+        recipe, experts=(flow, ExpertVariant("noise", "ddpm", flow.architecture, flow.training))
+    )
+
+
+@pytest.mark.parametrize(("role", "variant"), [("expert-0", 0), ("expert-1", 1), ("router", 0)])
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, role: str, variant: int) -> None:
+    recipe = with_ddpm(toy_recipe(steps=8))
+    unbroken = toy_trainer(recipe, role, variant)
+    losses = run(unbroken, 8)
+    first = toy_trainer(recipe, role, variant)
+    found = run(first, 4)
+    first.heldout_loss()
+    save_resume(first, tmp_path / "resume")
+    second = toy_trainer(recipe, role, variant)
+    load_resume(second, tmp_path / "resume")
+    found += run(second, 4)
+    assert found == losses
+    assert second.step == 8
+    assert second.finished
+    assert second.heldout_loss() == unbroken.heldout_loss()
+    for one, other in zip(state(unbroken), state(second), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_saves_of_one_state_are_the_same_bytes(tmp_path: Path) -> None:
+    trainer = toy_trainer(toy_recipe())
+    run(trainer, 2)
+    for name in ("a", "b"):
+        save_resume(trainer, tmp_path / name)
+        save_weights(trainer, tmp_path / f"{name}-weights")
+    for file in ("resume.safetensors", "resume.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    file = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "a-weights" / file).read_bytes() == (tmp_path / "b-weights" / file).read_bytes()
+
+
+def test_the_weights_file_holds_the_average_and_fits_the_manifest(tmp_path: Path) -> None:
+    recipe = toy_recipe()
+    trainer = toy_trainer(recipe)
+    run(trainer, 3)
+    save_weights(trainer, tmp_path / "weights")
+    tensors = load_file(tmp_path / "weights" / "diffusion_pytorch_model.safetensors")
+    expected = {spec.name: spec.shape for spec in recipe.experts[0].architecture.tensors}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected
+    names = [name for name, _ in trainer.model.named_parameters()]
+    for name, average in zip(names, trainer.ema.shadow_params, strict=True):
+        assert torch.equal(tensors[name], average)
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["num_layers"] == 1
+
+
+def test_training_lowers_the_held_out_loss() -> None:
+    recipe = toy_recipe(steps=60)
+    for role in ("expert-0", "router"):
+        trainer = toy_trainer(recipe, role)
+        run(trainer, 1)
+        before = trainer.heldout_loss()
+        run(trainer, 59)
+        assert trainer.heldout_loss() < 0.9 * before
+
+
+def test_the_held_out_loss_changes_nothing_and_repeats() -> None:
+    trainer = toy_trainer(toy_recipe())
+    run(trainer, 2)
+    before = state(trainer)
+    generator = trainer.generator.get_state()
+    assert trainer.heldout_loss() == trainer.heldout_loss()
+    assert torch.equal(trainer.generator.get_state(), generator)
+    for one, other in zip(before, state(trainer), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_follows_its_definition() -> None:
+    trainer = toy_trainer(toy_recipe())
+    parameter = next(iter(trainer.model.parameters()))
+    expected = parameter.detach().clone()
+    for step in range(1, 6):
+        run(trainer, 1)
+        # diffusers warms the decay up: (1 + n) / (10 + n) after n + 1 updates, at most the recipe's.
+        decay = 0.0 if step == 1 else min(0.99, step / (9 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+        assert torch.allclose(trainer.ema.shadow_params[0], expected, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_lands_at_zero() -> None:
+    recipe = toy_recipe().experts[0].training
+    cosine = dataclasses.replace(recipe, steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(cosine, step) for step in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-3
+    constant = dataclasses.replace(cosine, lr_schedule="constant")
+    assert learning_rate(constant, 5) == 0.6
+    assert learning_rate(constant, 99) == 1.0
+
+
+def test_the_recipe_s_share_of_captions_is_dropped() -> None:
+    trainer = toy_trainer(toy_recipe())
+    batch = trainer.train_data.gather(torch.zeros(4000, dtype=torch.int64))
+    dropped = drop_captions(batch, 0.1, stream(0, "test"))
+    empty = (dropped.text == batch.uncond).flatten(1).all(1)
+    assert 0.08 < float(empty.float().mean()) < 0.12
+    assert torch.equal(dropped.text[~empty], batch.text[~empty])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    trainer = toy_trainer(toy_recipe())
+    run(trainer, 2)
+    save_resume(trainer, tmp_path / "resume")
+    return tmp_path / "resume"
+
+
+def edit_state(folder: Path, **changes: object) -> None:
+    values = json.loads((folder / "resume.json").read_text())
+    (folder / "resume.json").write_text(json.dumps({**values, **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "resume.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "resume.safetensors")
+
+
+NAME = "proj_out.bias"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda f: edit_state(f, step=9), "step 9 of 8"),
+        (lambda f: edit_state(f, step=0), "step 0 of 8"),
+        (lambda f: edit_state(f, step=True), "step True"),
+        (lambda f: edit_state(f, step=3), "data_cursor"),
+        (lambda f: edit_state(f, role="expert-1"), "expert-1"),
+        (lambda f: edit_state(f, format=2), "format"),
+        (lambda f: (f / "resume.json").write_text("[" * 2000), "unreadable"),
+        (lambda f: (f / "resume.json").write_text(" " * 10_000), "larger"),
+        (lambda f: (f / "resume.json").unlink(), "unreadable"),
+        (lambda f: (f / "resume.safetensors").write_bytes(b"\xff" * 64), "unreadable"),
+        (lambda f: edit_tensors(f, lambda t: t.pop(f"ema/{NAME}")), f"ema/{NAME}"),
+        (lambda f: edit_tensors(f, lambda t: t.update(extra=torch.zeros(1))), "extra"),
+        (lambda f: edit_tensors(f, lambda t: t.update({f"weights/{NAME}": torch.zeros(3)})), NAME),
+        (lambda f: edit_tensors(f, lambda t: t[f"exp_avg/{NAME}"].fill_(torch.nan)), "not finite"),
+        (lambda f: edit_tensors(f, lambda t: t[f"exp_avg_sq/{NAME}"].fill_(-1)), "negative"),
+        (lambda f: edit_tensors(f, lambda t: t["generator"].fill_(255)), "generator"),
+    ],
+)
+def test_a_spoilt_resume_bundle_is_refused(bundle: Path, spoil: Callable[[Path], object], match: str) -> None:
+    spoil(bundle)
+    with pytest.raises(TrainingError, match=match) as caught:
+        load_resume(toy_trainer(toy_recipe()), bundle)
+    assert caught.value.kind == "bad_resume"
+
+
+def test_a_missing_device_or_variant_is_named() -> None:
+    with pytest.raises(ConfigError, match="quantum"):
+        training.pick_device("quantum")
+    with pytest.raises(ConfigError, match="numbered 3"):
+        toy_trainer(toy_recipe(), variant=3)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
+def test_the_tiny_preset_trains_at_both_of_its_sizes(size: int, channels: int) -> None:
+    recipe = preset(
+        "tiny", channels=channels, image_size=size, clusters=3, tokens=TOKENS, text_width=WIDTH, steps=30
+    )
+    assert recipe.experts[0].training.steps == recipe.router.training.steps == 30
+    assert recipe.checkpoint_interval_steps == 7
+    one = dataclasses.replace(recipe.experts[0], training=short(recipe.experts[0].training, 1))
+    trainer = toy_trainer(toy_recipe())
+    examples = trainer.train_data
+    if (size, channels) == (8, 1):
+        small = Trainer(
+            dataclasses.replace(recipe, experts=(one,)), trainer.plan.role, 0, examples, examples, "cpu"
+        )
+        assert tensor_specs(small.model) == recipe.experts[0].architecture.tensors
+        assert float(small.train_step()) > 0
+
+
+def test_unknown_presets_and_sizes_are_refused() -> None:
+    for name, size, match in (("huge", 8, "huge"), ("tiny", 10, "steps of 4")):
+        with pytest.raises(ConfigError, match=match):
+            preset(name, channels=1, image_size=size, clusters=2, tokens=TOKENS, text_width=WIDTH)
