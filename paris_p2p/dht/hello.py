@@ -33,6 +33,8 @@ def encode_hello(now_unix: float) -> bytes:
 
 def judge_hello(data: bytes, sent_unix: float, received_unix: float) -> str | None:
     """What is wrong with a peer's answer, or None. `sent_unix`, `received_unix`: our clock around it."""
+    if not data:
+        return "it hangs up instead of greeting: it is overloaded, or not a paris-p2p node"
     try:
         hello = canonical.decode(Hello, data, MAX_HELLO_BYTES)
     except RemoteProtocolError as error:

@@ -36,6 +36,7 @@ from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from paris_p2p.dht.hardened import RecordNode, create_node  # noqa: E402
 
 HELLO_DEADLINE_S = 10.0
+HELLO_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 HEAL_PERIOD_S = 15.0
 """A healed partition merges within one period; without pinging the bootstrap nodes it does not at all."""
 _FIRST_HEAL_S = 1.0  # doubling from there: the others may be starting again just as we are
@@ -126,16 +127,26 @@ class DhtWorker:
     async def _exchange_hello(self, address: str) -> str | None:
         peer = PeerID.from_base58(peer_id(address))
         await self._connect(address)
-        sent_unix = clock.unix()
+        for pause_s in (*HELLO_PAUSES_S, 0.0):
+            sent_unix = clock.unix()
+            data = await self._read_hello(peer)
+            received_unix = clock.unix()
+            if data:
+                break
+            # p2pd shows a stream that was reset (its peer is busy or just starting) as one that ended
+            await asyncio.sleep(pause_s)
+        problem = judge_hello(data, sent_unix, received_unix)
+        if problem is None:
+            await self._node.protocol.call_ping(peer)
+        return problem
+
+    async def _read_hello(self, peer: PeerID) -> bytes:
         _, reader, writer = await self._p2p.call_binary_stream_handler(peer, HELLO_PROTOCOL)
         with contextlib.closing(writer):
             data = b""
             while len(data) <= MAX_HELLO_BYTES and (part := await reader.read(MAX_HELLO_BYTES + 1)):
                 data += part
-        problem = judge_hello(data, sent_unix, clock.unix())
-        if problem is None:
-            await self._node.protocol.call_ping(peer)
-        return problem
+        return data
 
     async def _connect(self, address: str) -> None:
         # hivemind's P2P connects only while starting its own daemon; its client has the call we need

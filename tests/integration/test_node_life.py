@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-STEPS = 200
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
