@@ -45,6 +45,7 @@ class PartialItem:
         self._lock = lock
         self._complete = complete
         self._mutex = threading.RLock()
+        self._place = threading.Lock()  # held while reading, so that `finish` does not move the files meanwhile
         self._open = True
         self._have = bytearray()
         self._layers: dict[int, bytes] = {}
@@ -141,7 +142,8 @@ class PartialItem:
         """
         if self.layout is None or not self.has_piece(piece):
             raise RemoteProtocolError(f"a block of piece {piece} was asked for, which is not here yet")
-        return read_span(self._pool, self._folder, self.layout, piece, offset, length)
+        with self._place:
+            return read_span(self._pool, self._folder, self.layout, piece, offset, length)
 
     def layer(self, file_index: int) -> bytes:
         """The piece layer of a file. Raises `RemoteProtocolError` when it is not here, or there is none."""
@@ -236,8 +238,9 @@ class PartialItem:
             self._flush()
             sync_tree(self._folder)
             self._folder.journal.unlink(missing_ok=True)
-            self._pool.forget(self._folder.root)
-            self._folder = self._complete(self._folder)
+            with self._place:
+                self._pool.forget(self._folder.root)
+                self._folder = self._complete(self._folder)
             self._release()
             return self._folder.files
 

@@ -13,6 +13,7 @@ from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import InfoHash
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.hashing import Described, describe, find_files
+from paris_p2p.store.layout import ItemFolder
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire.bep52 import content_ref
 from paris_p2p.wire.content import ContentRef
@@ -92,6 +93,35 @@ def test_a_finished_item_can_still_be_read_and_closed(item: Item, store: Content
     assert item.here(partial) == set(range(PIECES))
     partial.close()
     assert store.has(item.ref.info_hash)
+
+
+def test_an_item_is_readable_at_the_very_moment_it_becomes_complete(item: Item, store: ContentStore) -> None:
+    """A peer is served while the files move from the partial to the complete items."""
+    partial = item.prepare(store.begin(item.ref))
+    for piece, data in enumerate(item.pieces):
+        partial.write_piece(piece, data)
+    moved, reading = threading.Event(), threading.Event()
+    move = partial._complete
+
+    def move_slowly(folder: ItemFolder) -> ItemFolder:
+        target = move(folder)
+        moved.set()
+        assert reading.wait(10)
+        return target
+
+    partial._complete = move_slowly
+    read: list[bytes] = []
+
+    def serve() -> None:
+        assert moved.wait(10)
+        threading.Timer(0.05, reading.set).start()  # the move ends after the read has begun
+        read.append(partial.read_block(6, 0, 7))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    partial.finish()
+    server.join()
+    assert read == [item.pieces[6]]
 
 
 def test_a_wrong_piece_is_refused_and_nothing_is_written(item: Item, store: ContentStore) -> None:
