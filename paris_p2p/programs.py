@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TextIO
 
 from paris_p2p.errors import (
@@ -50,6 +51,9 @@ _REMEDIES: tuple[tuple[type[ParisError], int, str], ...] = (
 )
 
 
+_EXPECTED = (KeyboardInterrupt, ParisError, BrokenPipeError)
+
+
 class Output:
     """Where a command speaks: JSON lines for scripts, or text for people."""
 
@@ -85,17 +89,18 @@ def run_program(body: Callable[[], int | None], *, debug: bool = False) -> int:
     A traceback is shown only with `debug`, or when the error is not one of ours. SIGTERM is treated as
     Ctrl-C, so that a service manager's stop is as clean as a person's.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _tie_to_parent()
         return body() or EXIT_DONE
-    except BrokenPipeError:
-        _close_stdout()
-        return EXIT_DONE
     except BaseException as raised:  # noqa: BLE001 - the last catcher: every error becomes an exit code
         error = _single(raised)
         if isinstance(error, SystemExit):
             raise error from None
+        if isinstance(error, BrokenPipeError):
+            _close_stdout()
+            return EXIT_DONE
         return _report(error, debug)
 
 
@@ -108,8 +113,14 @@ def _tie_to_parent() -> None:
         raise KeyboardInterrupt
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does now. Under trio that is trio's own handler: an exception raised inside its loop
+    would end it without any cleaning up."""
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):
+        handler(signal.SIGINT, frame)
+    else:
+        raise KeyboardInterrupt
 
 
 def _close_stdout() -> None:
@@ -118,13 +129,15 @@ def _close_stdout() -> None:
 
 
 def _single(error: BaseException) -> BaseException:
-    """The one error that matters in a tree of exception groups (nurseries wrap even a lone error)."""
+    """The one error that matters in a tree of exception groups (nurseries wrap even a lone error).
+
+    A bug first; then the user's wish to stop, whose consequences the others may be; then one of ours.
+    """
     leaves = _leaves(error)
-    ours = [leaf for leaf in leaves if isinstance(leaf, ParisError)]
-    other = [leaf for leaf in leaves if not isinstance(leaf, ParisError | KeyboardInterrupt)]
+    other = [leaf for leaf in leaves if not isinstance(leaf, _EXPECTED)]
     if other:
         return error if len(leaves) > 1 else other[0]
-    return ours[0] if ours else leaves[0]
+    return min(leaves, key=lambda leaf: [isinstance(leaf, kind) for kind in _EXPECTED].index(True))
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -89,6 +89,7 @@ class Actor:
         """Collect its JSON lines until it ends."""
         assert self.process.stdout is not None
         stream = trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno()))
+        self.process.stdout.close()
         buffer = b""
         async with stream:
             async for chunk in stream:

@@ -13,6 +13,8 @@ from paris_p2p.ids import InfoHash, RunId
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.records import (
     KIND_OF,
+    MAX_ADDRESS_CHARS,
+    MAX_ADDRESSES,
     AnnounceRecord,
     Payload,
     ProvideRecord,
@@ -40,6 +42,12 @@ class Announcer:
         self._network = network
         self._kept: dict[tuple[str, bytes], _Kept] = {}
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others are told to find this node: as many addresses as a record holds."""
+        fitting = [text for text in self._network.swarm.addresses if len(text) <= MAX_ADDRESS_CHARS]
+        return tuple(fitting[:MAX_ADDRESSES])
+
     def say(self, payload: Payload, scope: bytes, ttl_s: float) -> None:
         """Keep `payload` alive under `scope`; a changed payload is written at the next `flush`."""
         key = (KIND_OF[type(payload)], scope)
@@ -56,12 +64,12 @@ class Announcer:
     def provide(self, info_hashes: Iterable[InfoHash]) -> None:
         """Say that this node serves these items whole."""
         for info_hash in info_hashes:
-            self.say(ProvideRecord(True, self._network.swarm.addresses[:3]), info_hash, PROVIDE_TTL_S)
+            self.say(ProvideRecord(True, self.addresses), info_hash, PROVIDE_TTL_S)
 
     def provide_checkpoint(self, run_id: RunId, data: bytes, statement: CheckpointStatement) -> None:
         """Say that this node holds the checkpoint of `statement` (signed bytes: `data`)."""
         self.provide([statement.weights.info_hash, statement.resume.info_hash])
-        record = AnnounceRecord(data, self._network.swarm.addresses[:3])
+        record = AnnounceRecord(data, self.addresses)
         self.say(record, role_scope(run_id, statement.role), PROVIDE_TTL_S)
 
     async def flush(self) -> int:

@@ -4,14 +4,17 @@ Owns: one file a statement under the run's folder, and pruning of the ones that 
 same role replaced. Does not own: the items' bytes (`store`), or telling others (`announcer`).
 """
 
+import hashlib
 import logging
-from collections.abc import Iterable
+import threading
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from paris_p2p.core.assignment import newest_statement
-from paris_p2p.errors import RemoteProtocolError
-from paris_p2p.ids import Role
+from paris_p2p.errors import RemoteProtocolError, StoreError
+from paris_p2p.ids import InfoHash, Role
 from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement
 
 log = logging.getLogger(__name__)
@@ -21,15 +24,21 @@ KEPT_PER_ROLE = 2
 
 
 class Ledger:
-    """The statements whose weights and resume items are complete in `store`."""
+    """The statements whose weights and resume items are complete in `store`. Several threads may add.
 
-    def __init__(self, folder: Path, store: ContentStore) -> None:
+    `keep`: items never removed. A stranger's statement may name any item, the run's shards too.
+    """
+
+    def __init__(self, folder: Path, store: ContentStore, *, keep: Collection[InfoHash] = ()) -> None:
         self._folder = folder
         self._store = store
-        self._held: dict[bytes, CheckpointStatement] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("*.statement")):
-            self._load(path)
+        self._keep = frozenset(keep)
+        self._held: dict[bytes, CheckpointStatement] = {}  # replaced, never changed: readers hold no lock
+        self._adding = threading.Lock()
+        with disk("reading the checkpoints held", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.glob("*.statement")):
+                self._load(path)
 
     def _load(self, path: Path) -> None:
         try:
@@ -58,16 +67,19 @@ class Ledger:
         return {statement: data for data, statement in self._held.items() if statement.role == role}
 
     def add(self, data: bytes, statement: CheckpointStatement) -> None:
-        """Note that both items of `statement` are complete here; forget what it makes superfluous."""
-        path = self._path(statement)
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
-        part.replace(path)
-        self._held[data] = statement
-        self._prune(statement.role)
+        """Note that both items of `statement` are complete here; forget what it makes superfluous.
 
-    def _path(self, statement: CheckpointStatement) -> Path:
-        return self._folder / f"{statement.role}-{statement.weights.info_hash.hex()[:32]}.statement"
+        Raises `StoreError` when the disk refuses.
+        """
+        with self._adding:
+            with disk("noting a checkpoint", self._folder, len(data)):
+                write_atomic(self._path(statement.role, data), data)
+            self._held = {**self._held, data: statement}
+            self._prune(statement.role)
+
+    def _path(self, role: Role, data: bytes) -> Path:
+        # by the statement, not its items: two holders' statements may name the very same weights
+        return self._folder / f"{role}-{hashlib.sha256(data).hexdigest()[:32]}.statement"
 
     def _prune(self, role: Role) -> None:
         mine = self._of(role)
@@ -76,16 +88,24 @@ class Ledger:
             if newest is not None:
                 del mine[newest]
         for old, data in mine.items():
-            del self._held[data]
-            self._path(old).unlink(missing_ok=True)
-            self._remove_items(old)
+            try:
+                with disk("removing an old checkpoint", self._folder):
+                    self._remove_items(old, data)
+                    self._path(role, data).unlink(missing_ok=True)
+            except StoreError as error:  # nothing depends on it: the next checkpoint tries again
+                log.warning("%s step %d stays for now: %s", role, old.step, error)
+            else:
+                self._held = {held: one for held, one in self._held.items() if held != data}
 
-    def _remove_items(self, old: CheckpointStatement) -> None:
-        still_named = {
-            ref.info_hash
-            for statement in self._held.values()
-            for ref in (statement.weights, statement.resume)
-        }
+    def needs(self, info_hash: InfoHash, *, beside: bytes = b"") -> bool:
+        """Whether the item is to stay: one of `keep`, or named by a statement held (other than `beside`)."""
+        return info_hash in self._keep or any(
+            info_hash in (statement.weights.info_hash, statement.resume.info_hash)
+            for data, statement in self._held.items()
+            if data != beside
+        )
+
+    def _remove_items(self, old: CheckpointStatement, data: bytes) -> None:
         for ref in (old.weights, old.resume):
-            if ref.info_hash not in still_named:
+            if not self.needs(ref.info_hash, beside=data):
                 self._store.remove(ref.info_hash)

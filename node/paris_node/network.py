@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from paris_p2p.dht.addresses import check_announce as check_announce_form
 from paris_p2p.dht.client import Dht, DhtConfig, open_dht
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
@@ -18,9 +19,11 @@ from paris_p2p.net.swarm import Peer, Swarm, open_swarm
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.records import ProvideRecord
+from paris_p2p.wire.records import MAX_ADDRESS_CHARS, ProvideRecord
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
+PEER_ID_CHARS = 52
+"""Of an Ed25519 key, in base58."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,19 @@ def check_listen(listen: Sequence[str]) -> tuple[str, ...]:
         parts = address.split("/")
         if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
             raise ConfigError(f"{address!r} is no listen address; one looks like {DEFAULT_LISTEN}")
-        if not parts[4].isdigit() or int(parts[4]) > 65535:
+        if not (parts[4].isascii() and parts[4].isdecimal() and len(parts[4]) <= 5) or int(parts[4]) > 65535:
             raise ConfigError(f"{address!r}: the port must be a number from 0 to 65535")
     return tuple(listen)
+
+
+def check_announce(announce: Sequence[str]) -> tuple[str, ...]:
+    """The multiaddrs to tell others, checked for their form and for fitting into records."""
+    longest = MAX_ADDRESS_CHARS - len("/p2p/") - PEER_ID_CHARS
+    for address in announce:
+        check_announce_form(address)
+        if len(address) > longest:
+            raise ConfigError(f"{address!r} cannot be announced: at most {longest} characters fit a record")
+    return tuple(announce)
 
 
 @asynccontextmanager
@@ -82,6 +95,7 @@ async def open_network(
 ) -> AsyncIterator[Network]:
     """Open DHT client and swarm. Without `identity` a throw-away one is used and the DHT is only asked."""
     listen = check_listen(request.listen or [DEFAULT_LISTEN])
+    announce = check_announce(request.announce or ())
     config = DhtConfig(
         listen=dht_listen(listen),
         announce=(),
@@ -97,7 +111,7 @@ async def open_network(
             own,
             store,
             listen=listen,
-            announce=tuple(request.announce or ()),
+            announce=announce,
             find_peers=_peer_finder(dht, own),
             rng=random.Random(own.node_id),
         )

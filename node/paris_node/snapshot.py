@@ -4,7 +4,8 @@ Owns: reading a run's records from the DHT into an `Observation`, and its reduct
 Does not own: drawing (`views`), deciding (`core`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ from paris_p2p.wire.manifest import SignedManifest, Training
 from paris_p2p.wire.records import AnnounceRecord, MemberRecord, Record, role_scope
 
 MAX_RECORDS_PER_KEY = 2048
+MAX_COUNT = 1 << 50
+"""Steps, rates and losses beyond this are a stranger's joke."""
+MAX_SKEW_S = 3600.0
+"""A membership said longer ago, or further ahead, than this cannot be live: its record would have expired."""
+LONGEST_S = 10.0 * 365 * 86_400
+"""Ages and times left beyond this are shown as unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,8 @@ class Snapshot:
         }
 
 
-async def observe(dht: Dht, signed: SignedManifest) -> Observation:
-    """Read every live record of the run."""
+async def observe(dht: Dht, signed: SignedManifest, *, rejected: Collection[bytes] = ()) -> Observation:
+    """Read every live record of the run. `rejected`: signed statements to leave out, found to be bad."""
     roles = signed.manifest.roles
     keys = [("claim", role_scope(signed.run_id, role)) for role in roles]
     keys += [("announce", role_scope(signed.run_id, role)) for role in roles]
@@ -107,16 +114,46 @@ async def observe(dht: Dht, signed: SignedManifest) -> Observation:
     now_unix = clock.unix()
     claims = dict(zip(roles, answers[: len(roles)], strict=True))
     announced = dict(zip(roles, answers[len(roles) : -1], strict=True))
-    found = {role: candidates(records, signed, role) for role, records in announced.items()}
+    found = {role: candidates(records, signed, role, rejected) for role, records in announced.items()}
     newest = {role: newest_candidate(some) for role, some in found.items() if some}
     view = View(
         now_unix=now_unix,
         claims={r: seen_claims(records, signed.manifest.lease, now_unix) for r, records in claims.items()},
         statements={role: candidate.statement for role, candidate in newest.items()},
-        members={r.owner: r.payload for r in answers[-1] if isinstance(r.payload, MemberRecord)},
+        members=_members(answers[-1], now_unix),
         providers={role: candidate.providers for role, candidate in newest.items()},
     )
     return Observation(view, found, newest)
+
+
+def _members(records: Iterable[Record], now_unix: float) -> dict[NodeId, MemberRecord]:
+    """The members among `records`; one that says impossible numbers says nothing."""
+    return {
+        record.owner: record.payload
+        for record in records
+        if isinstance(record.payload, MemberRecord) and plausible(record.payload, now_unix)
+    }
+
+
+def plausible(member: MemberRecord, now_unix: float) -> bool:
+    """Whether what a stranger says of itself can be shown and reckoned with."""
+    rates = (member.loss, member.images_per_s, member.up_bytes_per_s, member.down_bytes_per_s)
+    return (
+        0 <= member.step <= member.total_steps <= MAX_COUNT
+        and all(0 <= rate <= MAX_COUNT for rate in rates)
+        and abs(now_unix - member.updated_unix) <= MAX_SKEW_S
+    )
+
+
+def going_on_order(found: Sequence[Candidate], limit: int) -> list[Candidate]:
+    """The first `limit` of `found` in the order in which a successor tries to go on from them."""
+    left = list(found)
+    ordered: list[Candidate] = []
+    while left and len(ordered) < limit:
+        newest = newest_candidate(left)
+        left.remove(newest)
+        ordered.append(newest)
+    return ordered
 
 
 def newest_candidate(found: Sequence[Candidate]) -> Candidate:
@@ -125,11 +162,13 @@ def newest_candidate(found: Sequence[Candidate]) -> Candidate:
     return next(candidate for candidate in found if candidate.statement == newest)
 
 
-def candidates(records: Sequence[Record], signed: SignedManifest, role: Role) -> tuple[Candidate, ...]:
+def candidates(
+    records: Sequence[Record], signed: SignedManifest, role: Role, rejected: Collection[bytes] = ()
+) -> tuple[Candidate, ...]:
     """The announced checkpoints of `role` that fit the run, best first; forged statements are dropped."""
     holders: dict[bytes, set[NodeId]] = {}
     for record in records[:MAX_RECORDS_PER_KEY]:
-        if isinstance(record.payload, AnnounceRecord):
+        if isinstance(record.payload, AnnounceRecord) and record.payload.statement not in rejected:
             holders.setdefault(record.payload.statement, set()).add(record.owner)
     by_statement: dict[CheckpointStatement, bytes] = {}
     for data in holders:
@@ -155,7 +194,7 @@ def take_snapshot(observation: Observation, signed: SignedManifest) -> Snapshot:
 def _role_line(status: RoleStatus, training: Training) -> RoleLine:
     best = status.statement
     loss = status.loss if status.loss is not None or best is None else best.heldout_loss
-    rate = status.images_per_s or None
+    rate = status.images_per_s or None  # a stranger's word: it may be any positive number
     left = (status.total_steps or training.steps) - status.step
     return RoleLine(
         role=status.role,
@@ -165,13 +204,17 @@ def _role_line(status: RoleStatus, training: Training) -> RoleLine:
         step=status.step,
         total_steps=status.total_steps or training.steps,
         announced_step=best.step if best else 0,
-        age_s=status.age_s,
+        age_s=_sensible(status.age_s),
         loss=loss,
         images_per_s=rate,
-        eta_s=left * training.batch_size / rate if rate else None,
+        eta_s=_sensible(left * training.batch_size / rate if rate else None),
         content_id=best.weights.info_hash.hex() if best else None,
         providers=status.providers,
     )
+
+
+def _sensible(seconds: float | None) -> float | None:
+    return seconds if seconds is not None and math.isfinite(seconds) and 0 <= seconds <= LONGEST_S else None
 
 
 def _role_json(line: RoleLine) -> dict[str, Any]:

@@ -7,23 +7,26 @@ statements. Does not own: whether this node may hold the role (`volunteer`, by t
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from paris_node.run_node import RunNode
-from paris_node.snapshot import Candidate
+from paris_node.snapshot import going_on_order
 from paris_p2p import clock
-from paris_p2p.errors import ParisError, TransportError
-from paris_p2p.ids import ROUTER, Role, Term
+from paris_p2p.errors import ParisError, TransportError, WorkerError
+from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.workers.nursery import open_inner_nursery
 from paris_p2p.workers.spawn import Worker, open_worker
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TRAINER_MODULE = "paris_p2p.diffusion.train_worker"
@@ -59,7 +62,6 @@ class TrainingJob:
         self._stopping = trio.Event()
         self._parent = b""
         self._variant = 0
-        self._work = node.network.home.work(node.signed.run_id, role)
 
     def stop(self) -> None:
         """Ask the trainer for a last checkpoint; `run` then returns `stopped`."""
@@ -68,19 +70,22 @@ class TrainingJob:
     async def run(self) -> Outcome:
         """Train to the end. Never raises for what a peer or the trainer did: that is an `Outcome`."""
         try:
-            shards = await self._until_stopped_gather()
+            self._node.progress.activity = "fetching"
+            shards = await self._unless_stopped(self._gather_shards)
             if shards is None:
                 return Outcome("stopped")
-            return await self._train_from_best(shards)
+            return await self._train_from_newest(shards)
         except ParisError as error:
             return Outcome("failed", str(error))
-        finally:
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(self._work, ignore_errors=True))
+        except BaseExceptionGroup as group:  # two fetches, or trainer and link, failed in one moment
+            _, rest = group.split(ParisError)
+            if rest is not None:
+                raise rest from None
+            return Outcome("failed", "; ".join(str(error) for error in group.exceptions))
 
-    async def _until_stopped_gather(self) -> list[dict[str, Any]] | None:
-        """The role's shards, fetched; `None` when asked to stop meanwhile."""
-        self._node.progress.activity = "fetching"
-        found: list[dict[str, Any]] | None = None
+    async def _unless_stopped(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """What `work` returns; `None` when asked to stop before it is done."""
+        result: T | None = None
         async with open_inner_nursery() as nursery:
 
             async def watch() -> None:
@@ -88,16 +93,13 @@ class TrainingJob:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
-            found = await self._gather_shards()
+            result = await work()
             nursery.cancel_scope.cancel()
-        return found
+        return result
 
     async def _gather_shards(self) -> list[dict[str, Any]]:
         manifest = self._node.signed.manifest
-        clusters = manifest.clusters
-        if self._role != ROUTER:
-            clusters = (clusters[int(self._role.removeprefix("expert-"))],)
-        refs = [ref for cluster in clusters for ref in (cluster.train, cluster.heldout)]
+        refs = manifest.shards(self._role)
         paths: dict[ContentRef, Path] = {}
 
         async def gather(ref: ContentRef) -> None:
@@ -109,20 +111,23 @@ class TrainingJob:
         self._node.announcer.provide(ref.info_hash for ref in refs)
         return [
             {"cluster": c.index, "train": str(paths[c.train]), "heldout": str(paths[c.heldout])}
-            for c in clusters
+            for c in manifest.clusters
+            if c.train in paths
         ]
 
-    async def _train_from_best(self, shards: list[dict[str, Any]]) -> Outcome:
-        """Train from the best checkpoint that can be had and that the trainer accepts, else afresh."""
+    async def _train_from_newest(self, shards: list[dict[str, Any]]) -> Outcome:
+        """Train from the newest checkpoint that can be had and that the trainer accepts, else afresh."""
         observation = await self._node.observe()
-        candidates: Sequence[Candidate] = observation.candidates[self._role][:RESUME_CANDIDATES]
-        for candidate in candidates:
+        for candidate in going_on_order(observation.candidates[self._role], RESUME_CANDIDATES):
             if candidate.statement.finished:
                 return Outcome("finished")
+            fetch = partial(
+                self._node.network.swarm.fetch, candidate.statement.resume, stall_timeout_s=RESUME_STALL_S
+            )
             try:
-                folder = await self._node.network.swarm.fetch(
-                    candidate.statement.resume, stall_timeout_s=RESUME_STALL_S
-                )
+                folder = await self._unless_stopped(fetch)
+                if folder is None:
+                    return Outcome("stopped")
                 return await self._train(shards, candidate.statement, folder)
             except (TransportError, _BadResume) as error:
                 log.warning(
@@ -135,18 +140,28 @@ class TrainingJob:
     ) -> Outcome:
         self._parent = parent.resume.info_hash if parent else b""
         self._variant = parent.variant if parent else 0
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(self._work, ignore_errors=True))
-        self._work.mkdir(parents=True)
         outcome = Outcome("stopped")
-        async with open_worker(TRAINER_MODULE) as worker:
-            await worker.send(self._start_message(shards, resume))
+        async with self._scratch_folder() as out, open_worker(TRAINER_MODULE) as worker:
+            await worker.send(self._start_message(shards, resume, out))
             async with open_inner_nursery() as nursery:
                 nursery.start_soon(self._pass_stop_on, worker, nursery.cancel_scope)
                 outcome = await self._converse(worker, parent)
                 nursery.cancel_scope.cancel()
         return outcome
 
-    def _start_message(self, shards: list[dict[str, Any]], resume: Path | None) -> dict[str, Any]:
+    @asynccontextmanager
+    async def _scratch_folder(self) -> AsyncIterator[Path]:
+        """The trainer's folder, empty; removed afterwards."""
+        home, run_id = self._node.network.home, self._node.signed.run_id
+        await _remove(home.work(run_id, self._role))
+        folder = home.work(run_id, self._role)
+        try:
+            yield folder
+        finally:
+            with trio.CancelScope(shield=True):  # our own disk: it takes no longer than it takes
+                await _remove(folder)
+
+    def _start_message(self, shards: list[dict[str, Any]], resume: Path | None, out: Path) -> dict[str, Any]:
         home, run_id = self._node.network.home, self._node.signed.run_id
         return {
             "type": "start",
@@ -156,13 +171,16 @@ class TrainingJob:
             "device": self._device,
             "shards": shards,
             "resume": str(resume) if resume else None,
-            "out": str(self._work),
+            "out": str(out),
             "threads": self._threads or max(1, (os.cpu_count() or 2) // 2),
         }
 
     async def _pass_stop_on(self, worker: Worker, conversation: trio.CancelScope) -> None:
         await self._stopping.wait()
-        await worker.send({"type": "stop"})
+        try:
+            await worker.send({"type": "stop"})
+        except WorkerError:
+            return  # it has ended: the conversation hears why
         await trio.sleep(STOP_GRACE_S)
         log.warning("%s: the trainer did not stop within %.0f s and is ended", self._role, STOP_GRACE_S)
         conversation.cancel()
@@ -258,3 +276,7 @@ class TrainingJob:
             heldout_loss=float(message["heldout_loss"]),
             created_unix=clock.unix(),
         )
+
+
+async def _remove(folder: Path) -> None:
+    await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -1,14 +1,16 @@
 """Views: pure functions from status values to rich renderables. No I/O, no clock."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from paris_node.snapshot import RoleLine, Snapshot
+from paris_node.text import printable
 from paris_p2p.wire.identity import peer_id_text
 from paris_p2p.wire.records import MemberRecord
 
@@ -19,6 +21,11 @@ _STATE_STYLE = {
     "stale": "red",
     "finished": "green",
 }
+
+
+WIDE = 100
+"""Columns from which every value has room; in fewer, gaps are smaller and the copies are left out."""
+MAX_MEMBERS_SHOWN = 16
 
 
 def human_bytes(count: float) -> str:
@@ -47,23 +54,23 @@ def peer_name(peer: str, names: Mapping[str, str]) -> str:
     return names.get(peer, "…" + peer[-6:])
 
 
-def role_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
+def role_table(snapshot: Snapshot, names: Mapping[str, str], *, wide: bool = True) -> Table:
     """The table of roles."""
-    table = Table(expand=True, pad_edge=False, box=None, header_style="bold")
-    table.add_column("role", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("holder", no_wrap=True)
+    gap = (0, 1) if wide else (0, 1, 0, 0)
+    table = Table(expand=True, pad_edge=False, box=None, header_style="bold", padding=gap)
+    for header in ("role", "state", "holder"):
+        table.add_column(header, no_wrap=True)
     for header in ("term", "step"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("progress", min_width=10, ratio=1)
-    for header in ("loss", "images/s", "ETA", "copies", "age"):
+    table.add_column("progress" if wide else "", min_width=10 if wide else 4, ratio=1)
+    for header in ("loss", "images/s", "ETA", "copies", "age") if wide else ("loss", "img/s", "ETA", "age"):
         table.add_column(header, justify="right", no_wrap=True)
     for line in snapshot.roles:
-        table.add_row(*_role_cells(line, names))
+        table.add_row(*_role_cells(line, names, wide))
     return table
 
 
-def _role_cells(line: RoleLine, names: Mapping[str, str]) -> Sequence[RenderableType]:
+def _role_cells(line: RoleLine, names: Mapping[str, str], wide: bool) -> Sequence[RenderableType]:
     style = _STATE_STYLE[line.state]
     bar = ProgressBar(total=max(1, line.total_steps), completed=line.step, complete_style=style)
     return (
@@ -76,7 +83,7 @@ def _role_cells(line: RoleLine, names: Mapping[str, str]) -> Sequence[Renderable
         "–" if line.loss is None else f"{line.loss:.3f}",
         "–" if line.images_per_s is None else f"{line.images_per_s:.0f}",
         human_seconds(line.eta_s),
-        str(line.providers),
+        *([str(line.providers)] if wide else []),
         human_seconds(line.age_s),
     )
 
@@ -88,8 +95,11 @@ def member_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
         table.add_column(header, no_wrap=True)
     for header in ("up", "down", "age"):
         table.add_column(header, justify="right", no_wrap=True)
-    for peer, record in snapshot.members:
+    shown = sorted(snapshot.members, key=lambda member: member[0] not in names)[:MAX_MEMBERS_SHOWN]
+    for peer, record in shown:
         table.add_row(*_member_cells(peer, record, snapshot.now_unix, names))
+    if len(shown) < snapshot.peers:
+        table.add_row(f"… {snapshot.peers - len(shown)} more")
     return table
 
 
@@ -99,7 +109,7 @@ def _member_cells(
     doing = f"{record.activity} {record.role}" if record.role else record.activity
     return (
         peer_name(peer, names),
-        doing,
+        Text(printable(doing)),  # never markup: a stranger wrote it
         human_bytes(record.up_bytes_per_s) + "/s",
         human_bytes(record.down_bytes_per_s) + "/s",
         human_seconds(max(0.0, now_unix - record.updated_unix)),
@@ -108,11 +118,26 @@ def _member_cells(
 
 def status_view(snapshot: Snapshot, names: Mapping[str, str] | None = None, note: str = "") -> RenderableType:
     """The whole status screen. `names` maps peer ids to names; `note` stands below the tables."""
-    known = names or {}
-    finished = sum(line.state == "finished" for line in snapshot.roles)
-    title = f"run [bold]{snapshot.name}[/] ({snapshot.run_id[:12]})"
-    summary = f"{finished} of {len(snapshot.roles)} roles finished, {snapshot.peers} peers"
-    parts: list[RenderableType] = [role_table(snapshot, known), Text(), member_table(snapshot, known)]
-    if note:
-        parts += [Text(), Text(note)]
-    return Panel(Group(*parts), title=title, subtitle=summary, title_align="left", subtitle_align="left")
+    return _StatusView(snapshot, names or {}, note)
+
+
+@dataclass(frozen=True, slots=True)
+class _StatusView:
+    """The screen, laid out for the width it is drawn at."""
+
+    snapshot: Snapshot
+    names: Mapping[str, str]
+    note: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        snapshot = self.snapshot
+        finished = sum(line.state == "finished" for line in snapshot.roles)
+        title = Text.assemble(
+            "run ", (printable(snapshot.name), "bold"), f" ({snapshot.run_id[:12]})", no_wrap=True
+        )
+        summary = f"{finished} of {len(snapshot.roles)} roles finished, {snapshot.peers} peers"
+        roles = role_table(snapshot, self.names, wide=options.max_width >= WIDE)
+        parts: list[RenderableType] = [roles, Text(), member_table(snapshot, self.names)]
+        if self.note:
+            parts += [Text(), Text(self.note)]
+        yield Panel(Group(*parts), title=title, subtitle=summary, title_align="left", subtitle_align="left")

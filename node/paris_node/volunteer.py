@@ -5,22 +5,31 @@ Does not own: the protocol's decisions (`core.lease`) or a job's inside (`traini
 """
 
 import logging
+import math
 import random
 
 import trio
 
+from paris_node.room import check_room
 from paris_node.run_node import NO_ROLE, RunNode
+from paris_node.snapshot import Observation
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
 from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
-from paris_p2p.errors import TransportError
+from paris_p2p.errors import StoreError, TransportError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.records import role_scope, sign_record
 from paris_p2p.workers.nursery import open_inner_nursery
 
 log = logging.getLogger(__name__)
 
+READ_DEADLINE_S = 10.0
+WRITE_DEADLINE_S = 10.0
+"""A claim that takes longer to read or write than half a short lease is as good as lost."""
+WATCH_PERIOD_S = 1.0
 RELEASE_DEADLINE_S = 8.0
+DISK_PERIOD_S = 10.0
+"""How often a node without room looks whether there is some again."""
 
 
 def now() -> Now:
@@ -38,24 +47,33 @@ class Volunteer:
         manifest = node.signed.manifest
         me = node.network.identity.node_id
         self._machine = LeaseMachine(me, manifest.roles, manifest.lease, wanted=wanted, rng=rng)
+        self._wanted = wanted
         self._device = device
         self._threads = threads
         self._job: TrainingJob | None = None
         self._job_scope = trio.CancelScope()
+        self._training = trio.Lock()  # one trainer at a time: a lost one may take seconds to end
         self._wake = trio.Event()
+        self._owed: list[Action] = []  # what the machine wanted done while a read or write was under way
+        self._reading = trio.CancelScope()
         self._leaving = False
         self._complete = False
+        self._paused = False
+        self._rest_until = 0.0  # monotonic: nothing is looked at before
 
     def leave(self) -> None:
         """Finish with a checkpoint and return from `run`."""
         self._leaving = True
         if self._job is not None:
             self._job.stop()
+        else:
+            self._reading.cancel()
         self._wake.set()
 
     async def run(self, *, until_complete: bool) -> None:
         """Claim and train until `leave` is called or, with `until_complete`, every role is finished."""
         async with open_inner_nursery() as nursery:
+            nursery.start_soon(self._watch_lease)
             while not self._done(until_complete):
                 await self._sleep()
                 await self._step(nursery)
@@ -71,23 +89,71 @@ class Volunteer:
 
     async def _sleep(self) -> None:
         """Until the machine wants to look again, or a job ends."""
-        with trio.move_on_after(max(0.0, self._machine.next_wakeup() - clock.monotonic())):
+        until = max(self._machine.next_wakeup(), self._rest_until)
+        with trio.move_on_after(max(0.0, until - clock.monotonic())):
             await self._wake.wait()
         self._wake = trio.Event()
 
+    async def _watch_lease(self) -> None:
+        """Notice a lease that runs out, or a machine that slept, while the loop waits for the DHT."""
+        while True:
+            await trio.sleep(WATCH_PERIOD_S)
+            for action in self._machine.step(None, now()):
+                if isinstance(action, Stop):
+                    self._stop(action)
+                else:
+                    self._owed.append(action)
+                    self._wake.set()
+
     async def _step(self, nursery: trio.Nursery) -> None:
-        await self._perform(self._machine.step(None, now()), nursery)
-        if not self._machine.wants_view(now()):
+        owed, self._owed = self._owed, []
+        await self._perform([*owed, *self._machine.step(None, now())], nursery)
+        if (self._leaving and self._job is None) or not self._machine.wants_view(now()):
             return
-        try:
-            observation = await self._node.observe()
-        except TransportError as error:
-            log.warning("reading the run failed, trying again: %s", error)
+        observation = await self._read()
+        if observation is None:
             self._machine.read_failed(now())
             return
         self._complete = observation.finished(self._node.signed.manifest.roles)
-        if not self._leaving or self._job is not None:
-            await self._perform(self._machine.step(observation.view, now()), nursery)
+        if self._leaving and self._job is None:
+            return
+        if self._short_of_disk():
+            self._rest_until = clock.monotonic() + DISK_PERIOD_S
+            return
+        await self._perform(self._machine.step(observation.view, now()), nursery)
+
+    async def _read(self) -> Observation | None:
+        """The run as it is now, or None: no answer in time, or it is no longer of interest."""
+        observation: Observation | None = None
+        try:
+            with trio.move_on_after(READ_DEADLINE_S) as self._reading:
+                observation = await self._node.observe()
+        except TransportError as error:
+            log.warning("reading the run failed, trying again: %s", error)
+        if self._reading.cancelled_caught and not self._leaving:
+            log.warning("reading the run took longer than %.0f s, trying again", READ_DEADLINE_S)
+        return observation
+
+    def _short_of_disk(self) -> bool:
+        """Whether a role would be claimed that the disk cannot hold: a full one fails every role in turn."""
+        if self._job is not None or self._machine.role is not None or self._complete:
+            return False
+        try:
+            check_room(self._node.network, self._node.signed.manifest, self._wanted)
+        except StoreError as error:
+            self._say_paused(str(error))
+            return True
+        self._say_paused(None)
+        return False
+
+    def _say_paused(self, reason: str | None) -> None:
+        if self._paused == (reason is not None):
+            return
+        self._paused = reason is not None
+        if reason is None:
+            self._node.output.event("continuing", "there is room again: going on")
+        else:
+            self._node.output.event("paused", f"no role is claimed for now: {reason}", reason=reason)
 
     async def _perform(self, actions: list[Action], nursery: trio.Nursery) -> None:
         for action in actions:
@@ -104,7 +170,7 @@ class Volunteer:
         record = sign_record(network.identity, write.claim, scope, write.expiration_unix)
         started = clock.monotonic()
         try:
-            ok = (await network.dht.publish([record]))[0]
+            ok = (await network.dht.publish([record], deadline_s=WRITE_DEADLINE_S))[0]
         except TransportError as error:
             log.warning("writing the claim on %s failed: %s", write.role, error)
             ok = False
@@ -132,7 +198,8 @@ class Volunteer:
     async def _work(self, job: TrainingJob, scope: trio.CancelScope, start: Start) -> None:
         outcome = Outcome("lost")
         with scope:
-            outcome = await job.run()
+            async with self._training:
+                outcome = await job.run()
         if self._job is not job:
             return  # it took so long to end that the next one has begun
         self._job = None
@@ -153,13 +220,20 @@ class Volunteer:
                 "failed", f"{start.role} failed: {outcome.reason}", role=start.role, reason=outcome.reason
             )
             self._machine.failed(start.role, now())
+        elif not self._leaving:
+            log.error("%s: the trainer stopped of itself", start.role)
+            self._machine.failed(start.role, now())
 
     async def _release(self) -> None:
         """Write the tombstones that are still owed, for a bounded time: the lease runs out anyway."""
         self._machine.released()
+        actions = self._owed
         with trio.move_on_after(RELEASE_DEADLINE_S):
-            while self._machine.next_wakeup() < float("inf"):
-                await trio.sleep(max(0.0, self._machine.next_wakeup() - clock.monotonic()))
-                for action in self._machine.step(None, now()):
+            while True:
+                for action in actions:
                     if isinstance(action, WriteClaim):
                         await self._write(action)
+                if self._machine.next_wakeup() == math.inf:
+                    return
+                await trio.sleep(max(0.0, self._machine.next_wakeup() - clock.monotonic()))
+                actions = self._machine.step(None, now())

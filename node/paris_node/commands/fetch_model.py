@@ -1,5 +1,7 @@
 """`paris-node fetch-model`: gather a run's model from its peers into a diffusers folder."""
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,17 +11,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from paris_node.commands.status import run_selector
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
-from paris_node.run_node import WEIGHTS_FILE
+from paris_node.run_node import check_weights_item
 from paris_node.runs import find_run
 from paris_node.snapshot import Candidate, Observation, observe
 from paris_p2p import clock
-from paris_p2p.errors import IncompleteError, RemoteProtocolError, TransportError
+from paris_p2p.errors import ConfigError, IncompleteError, RemoteProtocolError, TransportError
 from paris_p2p.ids import Role
 from paris_p2p.net.swarm import Progress as FetchProgress
-from paris_p2p.programs import EXIT_DONE, EXIT_INCOMPLETE, Output
+from paris_p2p.programs import EXIT_DONE, Output
 from paris_p2p.store.home import Home
-from paris_p2p.store.model_folder import write_model_folder
-from paris_p2p.store.weights import check_weights_file
+from paris_p2p.store.model_folder import INDEX_NAME, SUMMARY_NAME, write_model_folder
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest
@@ -47,14 +48,16 @@ async def _fetch_model(
     started = clock.monotonic()
     async with open_network(request, home=home, identity=None, bootstrap=bootstrap) as network:
         signed = await find_run(network, run_selector(request, home))
+        folder = out if out is not None else default_folder(home, signed)
+        refuse_foreign(folder)
         observation = await observe(network.dht, signed)
         _refuse_incomplete(signed, observation, allow_partial, output)
         gathering = _Gathering(network, signed, observation, output)
         await gathering.run()
     missing = [role for role in signed.manifest.roles if role not in gathering.weights]
     if missing and not allow_partial:
+        output.event("incomplete", missing=missing)
         raise IncompleteError(_missing_message(missing) + f"; reasons: {'; '.join(gathering.reasons)}")
-    folder = out if out is not None else home.models / signed.manifest.name
     await trio.to_thread.run_sync(
         lambda: write_model_folder(
             folder, signed, gathering.weights, gathering.components, gathering.statements
@@ -67,7 +70,32 @@ async def _fetch_model(
         model=str(folder.resolve()),
     )
     _report(output, folder, gathering, missing, clock.monotonic() - started)
-    return EXIT_INCOMPLETE if missing and not allow_partial else EXIT_DONE
+    return EXIT_DONE
+
+
+def default_folder(home: Home, signed: SignedManifest) -> Path:
+    """The model's folder in the home: named like the run, as far as a stranger's name can be a file's."""
+    name = re.sub(r"[^\w .-]", "_", signed.manifest.name).strip(" .") or "model"
+    folder = home.models / name
+    other = _run_of(folder)
+    return (
+        folder if other in (None, signed.run_id.hex()) else home.models / f"{name}-{signed.run_id.hex()[:12]}"
+    )
+
+
+def _run_of(folder: Path) -> str | None:
+    """The run (hex) whose model is in `folder`, if one is."""
+    try:
+        return str(json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Before anything is downloaded: `ConfigError` unless `folder` is free, or a model to be replaced."""
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not free and not (folder / INDEX_NAME).exists():
+        raise ConfigError(f"{folder} exists and is not a model: name another folder with --out")
 
 
 def _refuse_incomplete(
@@ -160,8 +188,7 @@ class _Gathering:
     async def _candidate(self, progress: Progress, role: Role, candidate: Candidate) -> None:
         statement = candidate.statement
         folder = await self._fetch(progress, role, statement.weights)
-        tensors = self.signed.manifest.architecture(role, statement.variant).tensors
-        await trio.to_thread.run_sync(check_weights_file, folder / WEIGHTS_FILE, tensors)
+        await trio.to_thread.run_sync(check_weights_item, folder, self.signed, statement)
         self.weights[role], self.statements[role] = folder, statement
 
     async def _fetch(self, progress: Progress, name: str, ref: ContentRef) -> Path:

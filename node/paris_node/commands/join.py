@@ -8,22 +8,20 @@ import trio
 
 from paris_node.commands.status import run_selector
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
+from paris_node.room import check_room
 from paris_node.run_node import RunNode
 from paris_node.runs import find_run
 from paris_node.signals import until_interrupted
+from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_node.volunteer import Volunteer
-from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import peer_id_text
 from paris_p2p.wire.manifest import Manifest, SignedManifest
 from paris_p2p.workers.nursery import open_inner_nursery
-
-BYTES_PER_ELEMENT = 4
-COPIES_PER_CHECKPOINT = 5  # weights; and raw weights, EMA and two optimizer moments in the resume bundle
-CHECKPOINTS_ON_DISK = 3  # two kept, one being written
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +50,11 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
     async with opened as network:
         signed = await find_run(network, run_selector(request.network, home))
         wanted = _wanted_role(signed.manifest, request.role)
-        check_disk(network, signed.manifest, wanted)
+        check_room(network, signed.manifest, wanted)
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         output.event(
             "joined",
-            f"joined run {signed.manifest.name} ({signed.run_id.hex()[:12]}) as "
+            f"joined run {printable(signed.manifest.name)} ({signed.run_id.hex()[:12]}) as "
             f"{peer_id_text(identity.node_id)}; Ctrl-C checkpoints, releases the role and leaves",
             run_id=signed.run_id.hex(),
             name=signed.manifest.name,
@@ -98,25 +96,3 @@ def _wanted_role(manifest: Manifest, role: str | None) -> Role | None:
     if role not in manifest.roles:
         raise ConfigError(f"--role {role}: this run has {', '.join(manifest.roles)}")
     return Role(role)
-
-
-def check_disk(network: Network, manifest: Manifest, wanted: Role | None) -> None:
-    """Refuse to start what the disk cannot hold. Raises `StoreError` saying how much is missing where."""
-    role = wanted if wanted is not None else manifest.roles[0]
-    refs = [*manifest.shards(role), *manifest.components.values()]
-    to_fetch = sum(ref.length for ref in refs if not network.store.has(ref.info_hash))
-    elements = sum(_product(spec.shape) for spec in manifest.architecture(role).tensors)
-    needed = to_fetch + elements * BYTES_PER_ELEMENT * COPIES_PER_CHECKPOINT * CHECKPOINTS_ON_DISK
-    free = network.store.free_bytes()
-    if needed > free:
-        raise StoreError(
-            f"{network.home.path} has {free / 1e9:.2f} GB free, this run needs about {needed / 1e9:.2f} GB "
-            "for shards and checkpoints: free some space, or choose another --home"
-        )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

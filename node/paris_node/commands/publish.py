@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
-from paris_node.run_node import RunNode
+from paris_node.run_node import RunNode, run_items
 from paris_node.runs import MANIFEST_FILE, save_manifest
 from paris_node.signals import until_interrupted
 from paris_p2p.errors import ConfigError
@@ -34,6 +34,8 @@ def load_prepared(folder: Path) -> SignedManifest:
         raise ConfigError(
             f"{folder} holds no {MANIFEST_FILE}: run `paris-node prepare … --out {folder}` first"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"the manifest in {folder} cannot be read: {error}") from None
 
 
 def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> None:
@@ -42,9 +44,7 @@ def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> None:
     Raises `ConfigError` naming what is missing.
     """
     prepared = ContentStore(folder / "store")
-    manifest = signed.manifest
-    wanted = [ref for cluster in manifest.clusters for ref in (cluster.train, cluster.heldout)]
-    for ref in [*wanted, *manifest.components.values()]:
+    for ref in run_items(signed.manifest):
         if store.has(ref.info_hash):
             continue
         if not prepared.has(ref.info_hash):

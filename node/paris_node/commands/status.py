@@ -1,8 +1,12 @@
 """`paris-node status`: the run as the DHT shows it, once or live."""
 
+import logging
+from collections.abc import AsyncGenerator
+
 import trio
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
 from paris_node.runs import find_run
@@ -13,6 +17,8 @@ from paris_p2p.errors import TransportError
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.home import Home
 from paris_p2p.wire.manifest import SignedManifest
+
+log = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 
@@ -65,15 +71,31 @@ def _show(snapshot: Snapshot, output: Output) -> None:
 
 
 async def _follow(network: Network, signed: SignedManifest, output: Output) -> None:
+    """Show the run for ever; while the network is away, what was seen last and that it is away."""
     if output.as_json:
-        while True:
-            _show(await _snapshot(network, signed), output)
-            await trio.sleep(REFRESH_S)
-    with Live(console=Console(), auto_refresh=False, screen=Console().is_terminal) as live:
-        while True:
-            try:
-                view = status_view(await _snapshot(network, signed), note="Ctrl-C leaves this view")
-            except TransportError as error:
-                view = f"the network does not answer, trying again: {error}"
-            live.update(view, refresh=True)
-            await trio.sleep(REFRESH_S)
+        async for snapshot, trouble in _watch(network, signed):
+            if snapshot is not None and not trouble:
+                output.data(snapshot.to_json())
+            if trouble:
+                log.warning("%s", trouble)
+        return
+    console = Console()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        async for snapshot, trouble in _watch(network, signed):
+            note = trouble or "Ctrl-C leaves this view"
+            live.update(Text(note) if snapshot is None else status_view(snapshot, note=note), refresh=True)
+
+
+async def _watch(
+    network: Network, signed: SignedManifest
+) -> AsyncGenerator[tuple[Snapshot | None, str], None]:
+    """The newest snapshot, every few seconds, and what is wrong when it is not fresh."""
+    snapshot: Snapshot | None = None
+    while True:
+        trouble = ""
+        try:
+            snapshot = await _snapshot(network, signed)
+        except TransportError as error:
+            trouble = f"the network does not answer, trying again: {error}"
+        yield snapshot, trouble
+        await trio.sleep(REFRESH_S)

@@ -1,0 +1,31 @@
+"""Whether the disk can hold a role's shards and checkpoints.
+
+Owns: the estimate. Does not own: what to do when it cannot (`join` refuses to start, a running volunteer
+claims nothing until there is room).
+"""
+
+import math
+
+from paris_node.network import Network
+from paris_p2p.errors import StoreError
+from paris_p2p.ids import Role
+from paris_p2p.wire.manifest import Manifest
+
+BYTES_PER_ELEMENT = 4
+COPIES_PER_CHECKPOINT = 5  # weights; and raw weights, EMA and two optimizer moments in the resume bundle
+CHECKPOINTS_ON_DISK = 3  # two kept, one being written
+
+
+def check_room(network: Network, manifest: Manifest, wanted: Role | None) -> None:
+    """Refuse what the disk cannot hold. Raises `StoreError` saying how much is missing where."""
+    role = wanted if wanted is not None else manifest.roles[0]
+    refs = {*manifest.shards(role), *manifest.components.values()}
+    to_fetch = sum(ref.length for ref in refs if not network.store.has(ref.info_hash))
+    elements = sum(math.prod(spec.shape) for spec in manifest.architecture(role).tensors)
+    needed = to_fetch + elements * BYTES_PER_ELEMENT * COPIES_PER_CHECKPOINT * CHECKPOINTS_ON_DISK
+    free = network.store.free_bytes()
+    if needed > free:
+        raise StoreError(
+            f"{network.home.path} has {free / 1e9:.2f} GB free, this run needs about {needed / 1e9:.2f} GB "
+            "for shards and checkpoints: free some space, or choose another --home"
+        )

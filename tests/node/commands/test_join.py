@@ -1,0 +1,138 @@
+"""Tests of `paris_node.commands.join`."""
+
+import io
+import json
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from paris_node.commands import join
+from paris_node.commands.join import JoinRequest
+from paris_node.network import NetworkRequest
+from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.programs import Output
+
+
+class Joining:
+    """One `paris-node join` in this process, on an in-memory network."""
+
+    def __init__(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.network = world.network("alice", seeds=True)
+        self._world = world
+        self._said = io.StringIO()
+
+        @asynccontextmanager
+        async def open_network(*_arguments: Any, **_options: Any) -> AsyncIterator[Any]:
+            yield self.network
+
+        monkeypatch.setattr(join, "open_network", open_network)
+
+    async def __call__(self, *, role: str | None = None, until_complete: bool = False) -> int:
+        run = self._world.signed.run_id.hex()
+        network = NetworkRequest(self.network.home.path, ["/boot"], None, None, run)
+        request = JoinRequest(network, role, "cpu", 1, until_complete)
+        return await join._join(request, self.network.home, ("/boot",), Output(True, self._said))
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._said.getvalue().splitlines()]
+
+    async def hears(self, kind: str) -> None:
+        with trio.fail_after(120):
+            while not any(event["event"] == kind for event in self.events()):
+                await trio.sleep(0.25)
+
+
+@pytest.fixture
+def joining(world: Any, monkeypatch: pytest.MonkeyPatch) -> Joining:
+    return Joining(world, monkeypatch)
+
+
+async def trains(trainer: Any) -> None:
+    """A step a second; stops when told."""
+    trainer.ready()
+    for step in range(1, 101):
+        with trio.move_on_after(1):
+            await trainer.stopping.wait()
+        trainer.step(step)
+        if trainer.stopping.is_set() or step == 100:
+            trainer.checkpoint(step)
+            trainer.say("stopped" if step < 100 else "finished", step=step)
+            return
+
+
+async def test_joining_until_complete_says_every_stage_and_ends_with_0(
+    world: Any, joining: Joining, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    assert await joining(until_complete=True) == 0
+    kinds = [event["event"] for event in joining.events()]
+    assert kinds[0] == "joined" and kinds[-1] == "left"
+    assert {"joined", "claimed", "step", "checkpoint", "finished"} <= set(kinds)
+    joined = joining.events()[0]
+    assert (joined["run_id"], joined["roles"]) == (world.signed.run_id.hex(), ["expert-0", "router"])
+    assert joining.network.home.context()["run_id"] == world.signed.run_id.hex()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_node_checkpoints_leaves_and_ends_with_130(
+    world: Any, joining: Joining, autojump_clock: Any, number: signal.Signals
+) -> None:
+    world.scripts = [trains]
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await joining.hears("step")
+            signal.raise_signal(number)
+
+        nursery.start_soon(interrupt)
+        assert await joining() == 130
+    kinds = [event["event"] for event in joining.events()]
+    assert kinds.index("leaving") < kinds.index("checkpoint") < kinds.index("left") == len(kinds) - 1
+
+
+async def test_a_role_the_run_does_not_have_is_refused_with_those_it_has(
+    joining: Joining, autojump_clock: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"--role expert-7: this run has expert-0, router"):
+        await joining(role="expert-7")
+
+
+async def test_too_small_a_disk_is_said_before_anything_is_remembered(
+    joining: Joining, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining.network.store, "free_bytes", lambda: 10)
+    with pytest.raises(StoreError, match="GB free"):
+        await joining()
+    assert joining.events() == [] and joining.network.home.context() == {}
+
+
+async def test_after_a_first_interruption_a_second_one_acts_at_once(
+    world: Any, joining: Joining, autojump_clock: Any
+) -> None:
+    """The first is taken by the node, which leaves in order; the next is what it always is."""
+
+    async def never_stops(trainer: Any) -> None:
+        trainer.ready()
+        trainer.step(1)
+        await trio.sleep_forever()
+
+    world.scripts = [never_stops]
+    taken: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: taken.append(number))
+    try:
+        with trio.move_on_after(200):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(joining)
+                await joining.hears("step")
+                signal.raise_signal(signal.SIGINT)
+                await joining.hears("leaving")
+                assert taken == []
+                signal.raise_signal(signal.SIGINT)
+                assert taken == [signal.SIGINT]
+                nursery.cancel_scope.cancel()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,371 @@
+"""A network in memory: nodes with real homes and stores, a DHT that checks every record, a swarm that
+copies verified items between stores, and a trainer that follows a script. Time is trio's mock clock."""
+
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import trio
+from safetensors.numpy import save_file
+
+from paris_node import training_job
+from paris_node.announcer import PROVIDE_TTL_S
+from paris_node.network import Network
+from paris_node.run_node import RunNode
+from paris_node.runs import save_manifest
+from paris_p2p import clock
+from paris_p2p.errors import TransportError, WorkerError
+from paris_p2p.ids import ROUTER, NodeId, Role, Term
+from paris_p2p.net.swarm import Progress, Rates
+from paris_p2p.programs import Output
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.home import Home
+from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.manifest import (
+    FORMAT,
+    Architecture,
+    Captions,
+    Cluster,
+    ExpertVariant,
+    Latents,
+    LeaseTimes,
+    Manifest,
+    Recipe,
+    RouterRecipe,
+    Sampling,
+    SignedManifest,
+    TensorSpec,
+    Training,
+    sign_manifest,
+)
+from paris_p2p.wire.records import (
+    AnnounceRecord,
+    Payload,
+    Record,
+    RunRecord,
+    SignedRecord,
+    check_record,
+    key_id,
+    record_key,
+    role_scope,
+    sign_record,
+)
+from paris_p2p.workers.nursery import open_inner_nursery
+
+START_UNIX = 1_700_000_000.0
+STEPS = 100
+LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
+TENSORS = {"expert": (TensorSpec("w", "F32", (2, 3)),), "router": (TensorSpec("r", "F32", (4,)),)}
+ORGANISER = Identity(b"o" * 32)
+
+Event = dict[str, Any]
+Script = Callable[["Trainer"], Awaitable[None]]
+
+
+class MemoryDht:
+    """The DHT client of one node. `down`: requests fail when their deadline passes."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self.down = False
+        self.published: list[SignedRecord] = []
+
+    async def publish(self, records: Sequence[SignedRecord], *, deadline_s: float = 30.0) -> list[bool]:
+        await self._travel(deadline_s)
+        self.published += records
+        return [self._world.store_record(record) for record in records]
+
+    async def read(self, kind: str, scope: bytes) -> list[Record]:
+        return (await self.read_many([(kind, scope)]))[0]
+
+    async def read_many(
+        self, keys: Sequence[tuple[str, bytes]], *, deadline_s: float = 30.0
+    ) -> list[list[Record]]:
+        await self._travel(deadline_s)
+        return [self._world.live(kind, scope) for kind, scope in keys]
+
+    async def _travel(self, deadline_s: float) -> None:
+        if self.down:
+            await trio.sleep(deadline_s)
+            raise TransportError(f"the DHT did not answer in {deadline_s:.0f} s")
+        await trio.sleep(0.05)
+
+
+class MemorySwarm:
+    """The swarm of one node: an item comes from any other node's store, whole, or not at all."""
+
+    def __init__(self, world: "World", store: ContentStore, port: int) -> None:
+        self._world, self._store = world, store
+        self.addresses: tuple[str, ...] = (f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW",)
+        self.asked: list[ContentRef] = []
+
+    async def fetch(
+        self,
+        ref: ContentRef,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        peers: Sequence[Any] = (),
+        stall_timeout_s: float = 60.0,
+    ) -> Path:
+        self.asked.append(ref)
+        await trio.lowlevel.checkpoint()
+        for other in (self._store, *self._world.stores):
+            if other.has(ref.info_hash):
+                self._store.adopt(other, ref.info_hash)
+                return self._store.files(ref.info_hash)
+        await trio.sleep(stall_timeout_s)
+        raise TransportError(f"no source delivered {ref.info_hash.hex()[:8]}")
+
+    def rates(self) -> Rates:
+        return Rates(10.0, 20.0, 1, 100, 200)
+
+
+class Trainer:
+    """The parent's end of a scripted trainer; `start` is the message it was started with."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.start: dict[str, Any] = {}
+        self.stopping = trio.Event()
+        self._up, self._messages = trio.open_memory_channel[dict[str, Any]](100)
+        self._script_done = trio.Event()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "start":
+            self.start = message
+        else:
+            self.stopping.set()
+
+    async def receive(self) -> dict[str, Any]:
+        try:
+            return await self._messages.receive()
+        except trio.EndOfChannel:
+            raise WorkerError("the trainer died") from None
+
+    async def play(self, script: Script) -> None:
+        while not self.start:
+            await trio.sleep(0.01)
+        async with self._up:
+            await script(self)
+
+    def say(self, kind: str, /, **fields: Any) -> None:
+        """One message up."""
+        self._up.send_nowait({**fields, "type": kind})
+
+    def ready(self, step: int = 0) -> None:
+        self.say("ready", step=step, total_steps=STEPS, device="cpu")
+
+    def step(self, step: int) -> None:
+        self.say("step", step=step, loss=0.5, images_per_s=100.0)
+
+    def checkpoint(self, step: int) -> None:
+        """Write real folders and hand them over."""
+        folder = Path(self.start["out"]) / f"step-{step}"
+        write_checkpoint(folder, Role(self.start["role"]), f"{self.start['role']} {step}")
+        weights, resume = str(folder / "weights"), str(folder / "resume")
+        self.say("checkpoint", step=step, heldout_loss=1.0 / step, weights=weights, resume=resume)
+
+
+def write_checkpoint(folder: Path, role: Role, content: str) -> None:
+    """The two folders a trainer makes; `content` decides the bytes."""
+    spec = TENSORS["router" if role == ROUTER else "expert"][0]
+    (folder / "weights").mkdir(parents=True)
+    (folder / "resume").mkdir()
+    value = np.full(spec.shape, float(sum(content.encode())), dtype=np.float32)
+    save_file({spec.name: value}, folder / "weights" / "diffusion_pytorch_model.safetensors")
+    (folder / "weights" / "config.json").write_text("{}")
+    (folder / "resume" / "resume.json").write_text(json.dumps(content))
+
+
+class World:
+    """Every node's records and stores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stores: list[ContentStore] = []
+        self.records: dict[tuple[bytes, bytes], SignedRecord] = {}
+        self.scripts: list[Script] = []
+        self.trainers: list[Trainer] = []
+        self.prepared = ContentStore(folder / "prepared" / "store")
+        self.signed = self.make_run("digits")
+        self._ports = iter(range(4001, 5000))
+        self.start_unix = START_UNIX
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def make_run(self, name: str, *, clusters: int = 1, lease: LeaseTimes = LEASE) -> SignedManifest:
+        """A run whose items are in `prepared`."""
+        training = Training(STEPS, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
+        variant = ExpertVariant(
+            "tiny", "flow_matching", Architecture("PixArtTransformer2DModel", {}, TENSORS["expert"]), training
+        )
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            organiser=ORGANISER.node_id,
+            recipe=Recipe(
+                Latents("pixel", 1, 8, 8, 1.0, 0.0),
+                Captions(8, 16),
+                (variant,),
+                RouterRecipe(True, Architecture("Router", {}, TENSORS["router"]), training),
+                Sampling(20, 2.0, 2, "euler"),
+                25,
+            ),
+            clusters=tuple(
+                Cluster(n, 10, 2, self.item(f"cluster-{n}-train"), self.item(f"cluster-{n}-heldout"))
+                for n in range(clusters)
+            ),
+            components={"text_encoder": self.item("text_encoder"), "tokenizer": self.item("tokenizer")},
+            lease=lease,
+            replicas=1,
+            example_prompts=("a seven",),
+        )
+        signed = sign_manifest(manifest, ORGANISER)
+        (self.folder / "prepared" / "manifest.paris").write_bytes(signed.data)
+        return signed
+
+    def item(self, name: str) -> ContentRef:
+        """A folder of one little file, as a content item of `prepared`."""
+        source = self.folder / "sources" / name
+        source.mkdir(parents=True, exist_ok=True)
+        (source / "config.json").write_text(json.dumps({"name": name}))
+        return self.prepared.add(source, mode="copy")
+
+    # --- nodes -----------------------------------------------------------------------------------
+
+    def network(self, name: str, *, seeds: bool = False) -> Network:
+        """A node's network side. `seeds`: it has the run's items from the start."""
+        home = Home(self.folder / "homes" / name)
+        store = home.store()
+        if seeds:
+            for ref in self.prepared.complete():
+                store.adopt(self.prepared, ref.info_hash)
+        self.stores.append(store)
+        save_manifest(home, self.signed)
+        identity = Identity(name.encode().ljust(32, b"."))
+        swarm = MemorySwarm(self, store, next(self._ports))
+        return Network(home, identity, store, cast(Any, MemoryDht(self)), cast(Any, swarm), ("/boot",))
+
+    def run_node(
+        self, network: Network, *, mirror: bool = False
+    ) -> tuple[RunNode, Callable[[], list[Event]]]:
+        """A run node, and what it has said so far."""
+        said = io.StringIO()
+        node = RunNode(network, self.signed, Output(True, said), mirror=mirror)
+        return node, lambda: [json.loads(line) for line in said.getvalue().splitlines()]
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def store_record(self, record: SignedRecord) -> bool:
+        """As a DHT node: refuse what is not rightful (it raises), keep what expires last."""
+        check_record(key_id(record.key), record.subkey, record.value, record.expiration_unix, clock.unix())
+        known = self.records.get((record.key, record.subkey))
+        if known is not None and known.expiration_unix >= record.expiration_unix:
+            return False
+        self.records[record.key, record.subkey] = record
+        return True
+
+    def live(self, kind: str, scope: bytes) -> list[Record]:
+        """The live records of a key, checked again."""
+        key, now = record_key(kind, scope), clock.unix()
+        rows = [r for (where, _), r in self.records.items() if where == key and r.expiration_unix > now]
+        return [check_record(key_id(key), r.subkey, r.value, r.expiration_unix, now) for r in rows]
+
+    def says(self, who: Identity, payload: Payload, scope: bytes, ttl_s: float = PROVIDE_TTL_S) -> None:
+        """`who`, perhaps a stranger, stores a record."""
+        self.store_record(sign_record(who, payload, scope, clock.unix() + ttl_s))
+
+    def announces_run(self, who: Identity, signed: SignedManifest, manifest: ContentRef) -> None:
+        self.says(who, RunRecord(signed.manifest.name, signed.run_id, manifest), b"")
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def checkpoint(
+        self,
+        holder: Identity,
+        role: str,
+        step: int,
+        /,
+        *,
+        term: int = 1,
+        store: ContentStore | None = None,
+        content: str = "",
+        loss: float = 0.5,
+        **changed: Any,
+    ) -> tuple[bytes, CheckpointStatement]:
+        """A signed statement about items that are put into `store`, if any; `changed`: other fields."""
+        folder = self.folder / "made" / f"{len(list((self.folder / 'made').glob('*')))}"
+        write_checkpoint(folder, Role(role), content or f"{role} {term} {step} {holder.node_id.hex()}")
+        keeper = store if store is not None else ContentStore(self.folder / "nowhere")
+        fields: dict[str, Any] = {
+            "run_id": self.signed.run_id,
+            "role": Role(role),
+            "term": Term(term),
+            "holder": holder.node_id,
+            "step": step,
+            "total_steps": STEPS,
+            "variant": 0,
+            "weights": keeper.add(folder / "weights"),
+            "resume": keeper.add(folder / "resume"),
+            "parent": b"",
+            "heldout_loss": loss,
+            "created_unix": self.start_unix,
+        }
+        statement = CheckpointStatement(**(fields | changed))
+        return sign_statement(statement, holder), statement
+
+    def announces(self, who: Identity, data: bytes, role: str) -> None:
+        """`who` says that it holds a checkpoint."""
+        self.says(who, AnnounceRecord(data, ()), role_scope(self.signed.run_id, Role(role)))
+
+    # --- trainers --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open_trainer(self, module: str) -> AsyncIterator[Trainer]:
+        """Stands in for `workers.spawn.open_worker`: plays the next script, the last one again and again."""
+        assert module == training_job.TRAINER_MODULE
+        trainer = Trainer(self)
+        self.trainers.append(trainer)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        async with open_inner_nursery() as nursery:
+            nursery.start_soon(trainer.play, script)
+            try:
+                yield trainer
+            finally:
+                nursery.cancel_scope.cancel()
+
+    def nodes(self) -> list[NodeId]:
+        """Every node that has stored a record."""
+        return sorted({NodeId(subkey) for _, subkey in self.records})
+
+
+async def _inline(function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
+    """`trio.to_thread.run_sync` without the thread: mock time must stand still meanwhile."""
+    await trio.lowlevel.checkpoint()
+    return function(*args)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty network whose clocks are trio's, with threads and trainers in memory."""
+
+    def seconds() -> float:
+        try:
+            return trio.current_time()
+        except RuntimeError:  # outside of trio.run
+            return 0.0
+
+    monkeypatch.setattr(clock, "monotonic", seconds)
+    monkeypatch.setattr(trio.to_thread, "run_sync", _inline)
+    world = World(tmp_path)
+    monkeypatch.setattr(clock, "unix", lambda: world.start_unix + seconds())
+    monkeypatch.setattr(training_job, "open_worker", world.open_trainer)
+    return world

@@ -1,0 +1,102 @@
+"""Tests of `paris_node.cli`: what scripts and newcomers rely on before any command does anything."""
+
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+import typer.main
+
+from paris_node.cli import app
+
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, click.Command] = GROUP.commands
+NETWORKED = ("publish", "join", "status", "fetch-model")
+HEAVY = ("torch", "hivemind", "libp2p", "trio", "diffusers", "numpy")
+
+
+def options(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_the_commands_are_those_of_the_readme() -> None:
+    wanted = {"prepare", "publish", "join", "status", "fetch-model", "generate", "content-id", "demo"}
+    assert set(COMMANDS) == wanted
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_takes_json_home_and_debug(name: str) -> None:
+    assert {"--json", "--home", "--debug"} <= options(COMMANDS[name])
+
+
+@pytest.mark.parametrize("name", NETWORKED)
+def test_every_networked_command_takes_listen_and_bootstrap(name: str) -> None:
+    assert {"--listen", "--bootstrap"} <= options(COMMANDS[name])
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_says_what_it_does(name: str) -> None:
+    assert COMMANDS[name].help
+    assert [p.name for p in COMMANDS[name].params if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("prepare", {"--out", "--clusters", "--preset", "--image-size", "--steps", "--seed", "--name"}),
+        ("join", {"--run", "--role", "--device", "--until-complete"}),
+        ("status", {"--once", "--run"}),
+        ("fetch-model", {"--out", "--allow-partial", "--run"}),
+        (
+            "generate",
+            {"--model", "--n", "--seed", "--steps", "--guidance", "--top-k", "--scheduler", "--out"},
+        ),
+        ("content-id", {"--piece-length"}),
+    ],
+)
+def test_the_contracts_options_are_there(name: str, wanted: set[str]) -> None:
+    assert wanted <= options(COMMANDS[name])
+
+
+def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["join", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from paris_node.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        f"print('imported:', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout and done.stdout.rstrip().endswith("imported: []")
+
+
+@pytest.mark.parametrize("command", ["join", "status", "publish", "fetch_model"])
+def test_the_networked_commands_import_no_torch(command: str) -> None:
+    done = python(
+        "-c", f"import sys, paris_node.commands.{command}; print({{'torch', 'hivemind'}} & set(sys.modules))"
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["join", "--threads", "0"],
+        ["no-such-command"],
+        ["prepare"],
+        ["generate", "x", "--n", "0"],
+        ["join", "--x"],
+    ],
+)
+def test_wrong_usage_ends_with_2_and_without_a_traceback(arguments: list[str]) -> None:
+    done = python("-m", "paris_node", *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
+    assert "Usage" in done.stderr

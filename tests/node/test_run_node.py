@@ -1,0 +1,228 @@
+"""Tests of `paris_node.run_node`."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import trio
+
+from paris_node.run_node import HAND_OVER_S, RunNode
+from paris_p2p import clock
+from paris_p2p.ids import Role
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.manifest import LeaseTimes
+from paris_p2p.wire.records import MemberRecord, role_scope
+
+ROLE = Role("expert-0")
+TRAINER = Identity(b"t" * 32)
+
+
+async def run_for(seconds: float, *loops: Any) -> None:
+    """Run endless tasks for a while."""
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for loop in loops:
+                nursery.start_soon(loop)
+
+
+def trained(world: Any, name: str = "trainer", step: int = 50, role: str = ROLE) -> tuple[bytes, Any, Any]:
+    """A node that holds and announces a checkpoint: signed statement, statement, its network."""
+    network = world.network(name)
+    data, statement = world.checkpoint(network.identity, role, step, store=network.store)
+    world.announces(network.identity, data, role)
+    return data, statement, network
+
+
+async def test_a_node_says_what_it_is_and_has(world: Any, autojump_clock: Any) -> None:
+    node, _ = world.run_node(world.network("alice", seeds=True))
+    await run_for(1, node.announce_loop)
+    me = node.network.identity.node_id
+    (run,) = world.live("run", b"")
+    assert (run.owner, run.payload.run_id) == (me, world.signed.run_id)
+    (member,) = world.live("member", world.signed.run_id)
+    assert (member.payload.activity, member.payload.up_bytes_per_s) == ("joining", 10)
+    for ref in (run.payload.manifest, *world.signed.manifest.shards(ROLE)):
+        assert [one.owner for one in world.live("provide", ref.info_hash)] == [me]
+
+
+async def test_after_a_restart_what_was_held_is_announced_again(world: Any, autojump_clock: Any) -> None:
+    network = world.network("alice", seeds=True)
+    node, _ = world.run_node(network)
+    data, statement = world.checkpoint(TRAINER, ROLE, 50, store=network.store)
+    await node.hold(data, statement)
+    world.records.clear()
+    again, _ = world.run_node(network)
+    await run_for(1, again.announce_loop)
+    (record,) = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    assert record.payload.statement == data
+
+
+@pytest.mark.parametrize("lease", [LeaseTimes(20.0, 6.0, 2.0, 3.0), LeaseTimes(3600.0, 1800.0, 60.0, 600.0)])
+async def test_every_record_stays_alive_whatever_the_lease_times(
+    world: Any, autojump_clock: Any, lease: LeaseTimes
+) -> None:
+    world.signed = world.make_run("digits", lease=lease)
+    node, _ = world.run_node(world.network("alice", seeds=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.announce_loop)
+        for _ in range(60):
+            await trio.sleep(20)
+            (member,) = world.live("member", world.signed.run_id)
+            assert clock.unix() - member.payload.updated_unix < 60
+            assert world.live("run", b"") and world.live(
+                "provide", world.signed.manifest.shards(ROLE)[0].info_hash
+            )
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_network_that_is_away_is_waited_out(world: Any, autojump_clock: Any) -> None:
+    node, _ = world.run_node(world.network("alice"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.announce_loop)
+        nursery.start_soon(node.replicate_loop)
+        node.network.dht.down = True
+        await trio.sleep(600)
+        assert world.live("member", world.signed.run_id) == []
+        node.network.dht.down = False
+        await trio.sleep(60)
+        assert len(world.live("member", world.signed.run_id)) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_checkpoint_that_too_few_hold_is_copied_and_announced(
+    world: Any, autojump_clock: Any
+) -> None:
+    data, statement, _ = trained(world)
+    node, _ = world.run_node(world.network("alice"))
+    await run_for(10, node.announce_loop, node.replicate_loop)
+    assert data in node.ledger and node.network.store.has(statement.resume.info_hash)
+    owners = {r.owner for r in world.live("announce", role_scope(world.signed.run_id, ROLE))}
+    assert owners == {statement.holder, node.network.identity.node_id}
+
+
+async def test_enough_copies_are_not_added_to_but_a_mirror_takes_all(world: Any, autojump_clock: Any) -> None:
+    data, _, _ = trained(world)
+    world.announces(world.network("copy").identity, data, ROLE)  # `replicas` is 1
+    node, _ = world.run_node(world.network("alice"))
+    mirror, _ = world.run_node(world.network("mirror"), mirror=True)
+    await run_for(10, node.replicate_loop, mirror.replicate_loop)
+    assert data not in node.ledger and data in mirror.ledger
+
+
+async def test_every_member_gathers_the_components_a_model_needs(world: Any, autojump_clock: Any) -> None:
+    world.network("publisher", seeds=True)
+    node, _ = world.run_node(world.network("alice"))
+    await run_for(10, node.announce_loop, node.replicate_loop)
+    for ref in world.signed.manifest.components.values():
+        assert node.network.store.has(ref.info_hash)
+        assert world.live("provide", ref.info_hash)
+
+
+@pytest.mark.parametrize("bad", ["router", "nothing", "folder"])
+async def test_a_bad_checkpoint_is_removed_and_the_good_one_behind_it_copied(
+    world: Any, autojump_clock: Any, bad: str
+) -> None:
+    good, _, network = trained(world, step=50)
+    item = bad_item(world, network.store, bad)
+    lie, false = world.checkpoint(TRAINER, ROLE, 75, term=5, store=network.store, weights=item)
+    world.announces(TRAINER, lie, ROLE)
+    node, _ = world.run_node(world.network("alice"), mirror=True)
+    await run_for(30, node.replicate_loop)
+    assert lie not in node.ledger and good in node.ledger
+    assert not node.network.store.has(false.weights.info_hash)
+    assert (await node.observe()).newest[ROLE].data == good
+
+
+def bad_item(world: Any, store: Any, kind: str) -> Any:
+    """An item that a statement may name, but that holds no weights of an expert."""
+    folder = world.folder / "bad" / "weights"
+    folder.mkdir(parents=True)
+    if kind == "router":
+        return world.checkpoint(TRAINER, "router", 50, store=store)[1].weights
+    if kind == "folder":
+        (folder / "diffusion_pytorch_model.safetensors").mkdir()
+        (folder / "diffusion_pytorch_model.safetensors" / "x").write_bytes(bytes(100))
+    else:
+        (folder / "other").write_bytes(bytes(100))
+    return store.add(folder, mode="copy")
+
+
+async def test_a_good_item_under_a_false_flag_is_kept(world: Any, autojump_clock: Any) -> None:
+    """A stranger calls our router's weights an expert's: refusing that must not cost us the router."""
+    network = world.network("alice", seeds=True)
+    node, _ = world.run_node(network)
+    data, router = world.checkpoint(TRAINER, "router", 50, store=network.store)
+    await node.hold(data, router)
+    shard = world.signed.manifest.shards(ROLE)[0]
+    for number, item in enumerate((router.weights, dataclasses.replace(shard))):
+        lie, _ = world.checkpoint(TRAINER, ROLE, 75 + number, store=network.store, weights=item)
+        world.announces(Identity(bytes([number]) * 32), lie, ROLE)
+    mirror = RunNode(network, world.signed, node.output, mirror=True)
+    await run_for(30, mirror.replicate_loop)
+    assert (await mirror.observe()).candidates[ROLE] == ()
+    assert network.store.has(router.weights.info_hash) and network.store.has(shard.info_hash)
+
+
+async def test_a_checkpoint_nobody_serves_does_not_keep_others_from_being_copied(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.announces(TRAINER, world.checkpoint(TRAINER, "router", 50)[0], "router")
+    data, _, _ = trained(world)
+    node, _ = world.run_node(world.network("alice"), mirror=True)
+    await run_for(100, node.replicate_loop)
+    assert data in node.ledger
+
+
+async def test_a_full_disk_is_said_and_the_node_goes_on(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    data, _, _ = trained(world)
+    node, _ = world.run_node(world.network("alice"), mirror=True)
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paris_node.ledger.write_atomic", full)
+        await run_for(10, node.replicate_loop)
+    assert "disk full" in caplog.text and data not in node.ledger
+    await run_for(60, node.replicate_loop)
+    assert data in node.ledger
+
+
+async def test_handing_over_waits_until_another_peer_has_the_newest_checkpoint(
+    world: Any, autojump_clock: Any
+) -> None:
+    node, _ = world.run_node(world.network("alice"))
+    data, statement = world.checkpoint(node.network.identity, ROLE, 50, store=node.network.store)
+    await node.hold(data, statement)
+    peer, _ = world.run_node(world.network("bob"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.announce_loop)
+        await trio.sleep(1)
+
+        async def copy_later() -> None:
+            await trio.sleep(5)
+            nursery.start_soon(peer.replicate_loop)
+
+        nursery.start_soon(copy_later)
+        started = trio.current_time()
+        await node.hand_over()
+        assert 5 <= trio.current_time() - started < HAND_OVER_S
+        assert data in peer.ledger
+        nursery.cancel_scope.cancel()
+
+
+async def test_handing_over_is_bounded_and_skipped_when_nobody_is_there(
+    world: Any, autojump_clock: Any
+) -> None:
+    node, _ = world.run_node(world.network("alice"))
+    await node.hold(*world.checkpoint(node.network.identity, ROLE, 50, store=node.network.store))
+    started = trio.current_time()
+    await node.hand_over()
+    assert trio.current_time() - started < 1
+    absent = MemberRecord((), "seeding", Role(""), 0, 0, 0, 0.0, 0.0, 0, 0, clock.unix())  # type: ignore[arg-type]
+    world.says(TRAINER, absent, world.signed.run_id)
+    await node.hand_over()
+    assert HAND_OVER_S <= trio.current_time() - started < HAND_OVER_S + 2

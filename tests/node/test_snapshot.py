@@ -1,0 +1,185 @@
+"""Tests of `paris_node.snapshot`."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from paris_node.snapshot import candidates, going_on_order, observe, plausible, take_snapshot
+from paris_p2p.ids import Role, Term
+from paris_p2p.wire.checkpoint import sign_statement
+from paris_p2p.wire.identity import Identity, peer_id_text
+from paris_p2p.wire.records import ClaimRecord, MemberRecord, role_scope
+
+ALICE = Identity(b"a" * 32)
+BOB = Identity(b"b" * 32)
+MALLORY = Identity(b"m" * 32)
+ROLE = Role("expert-0")
+
+# the issue's contract for `status --once --json`
+STATUS_KEYS = {"run_id", "roles", "peers"}
+ROLE_KEYS = {"role", "state", "holder", "term", "step", "total_steps", "age_s", "content_id", "providers"}
+
+
+def member(world: Any, **changed: Any) -> MemberRecord:
+    fields: dict[str, Any] = {
+        "addresses": (),
+        "activity": "training",
+        "role": ROLE,
+        "term": Term(1),
+        "step": 30,
+        "total_steps": 100,
+        "loss": 0.25,
+        "images_per_s": 80.0,
+        "up_bytes_per_s": 10,
+        "down_bytes_per_s": 20,
+        "updated_unix": world.start_unix - 4.0,
+    }
+    return MemberRecord(**(fields | changed))
+
+
+def trains(world: Any, who: Identity, **changed: Any) -> None:
+    """`who` holds the role and says how far it is."""
+    scope = role_scope(world.signed.run_id, ROLE)
+    world.says(who, ClaimRecord("hold", Term(1), world.start_unix), scope, 20.0)
+    world.says(who, member(world, **changed), world.signed.run_id)
+
+
+async def seen(world: Any, **options: Any) -> Any:
+    return await observe(world.network("viewer").dht, world.signed, **options)
+
+
+async def test_the_json_has_the_contracts_keys_and_the_documented_others(
+    world: Any, autojump_clock: Any
+) -> None:
+    trains(world, ALICE)
+    data, statement = world.checkpoint(ALICE, ROLE, 25)
+    world.announces(ALICE, data, ROLE)
+    state = take_snapshot(await seen(world), world.signed).to_json()
+    assert state.keys() == STATUS_KEYS | {"name", "members", "up_bytes_per_s", "down_bytes_per_s"}
+    assert [role["role"] for role in state["roles"]] == ["expert-0", "router"]
+    for role in state["roles"]:
+        assert role.keys() == ROLE_KEYS | {"announced_step", "loss", "images_per_s", "eta_s"}
+    expert, router = state["roles"]
+    assert (expert["state"], expert["step"], expert["total_steps"]) == ("training", 30, 100)
+    assert (expert["holder"], expert["term"]) == (peer_id_text(ALICE.node_id), 1)
+    assert expert["content_id"] == statement.weights.info_hash.hex() and expert["providers"] == 1
+    assert expert["age_s"] == pytest.approx(4.0, abs=0.2) and expert["eta_s"] == 7.0
+    assert (router["state"], router["holder"], router["content_id"]) == ("unclaimed", None, None)
+    assert (state["peers"], state["up_bytes_per_s"], state["down_bytes_per_s"]) == (1, 10, 20)
+    assert json.loads(json.dumps(state)) == state
+
+
+async def test_a_forged_statement_is_no_candidate(world: Any, autojump_clock: Any) -> None:
+    data, _ = world.checkpoint(ALICE, ROLE, 25)
+    forged = bytearray(data)
+    forged[-1] ^= 1
+    _, claimed = world.checkpoint(ALICE, ROLE, 75)
+    world.announces(BOB, data, ROLE)
+    world.announces(MALLORY, bytes(forged), ROLE)
+    world.announces(Identity(b"n" * 32), sign_statement(claimed, MALLORY), ROLE)  # in Alice's name
+    found = (await seen(world)).candidates[ROLE]
+    assert [(one.data, one.providers) for one in found] == [(data, frozenset({BOB.node_id}))]
+
+
+async def test_statements_of_other_roles_runs_and_sizes_are_no_candidates(
+    world: Any, autojump_clock: Any
+) -> None:
+    shard = world.signed.manifest.clusters[0].train
+    changes: list[dict[str, Any]] = [
+        {"role": Role("router")},
+        {"run_id": b"r" * 32},
+        {"total_steps": 99},
+        {"variant": 1},
+        {"heldout_loss": -1.0},
+        {"weights": dataclasses.replace(shard, length=1)},
+        {"resume": dataclasses.replace(shard, length=1 << 39)},
+    ]
+    for number, change in enumerate(changes):
+        data, _ = world.checkpoint(ALICE, ROLE, 25, **change)
+        world.announces(Identity(bytes([number]) * 32), data, ROLE)
+    observation = await seen(world)
+    assert observation.candidates[ROLE] == () and ROLE not in observation.newest
+
+
+async def test_a_rejected_statement_is_left_out_and_the_next_one_counts(
+    world: Any, autojump_clock: Any
+) -> None:
+    good, _ = world.checkpoint(ALICE, ROLE, 50)
+    bad, _ = world.checkpoint(MALLORY, ROLE, 100, term=9)
+    world.announces(ALICE, good, ROLE)
+    world.announces(MALLORY, bad, ROLE)
+    assert (await seen(world)).newest[ROLE].data == bad
+    observation = await seen(world, rejected={bad})
+    assert observation.newest[ROLE].data == good and not observation.finished([ROLE])
+
+
+async def test_candidates_are_ordered_for_use_and_for_going_on(world: Any, autojump_clock: Any) -> None:
+    for who, term, step in ((ALICE, 1, 75), (BOB, 2, 50), (MALLORY, 2, 25)):
+        world.announces(who, world.checkpoint(who, ROLE, step, term=term)[0], ROLE)
+    observation = await seen(world)
+    found = observation.candidates[ROLE]
+    assert [one.statement.step for one in found] == [75, 50, 25]
+    assert [one.statement.step for one in going_on_order(found, 4)] == [50, 25, 75]
+    assert [one.statement.step for one in going_on_order(found, 2)] == [50, 25]
+    assert observation.newest[ROLE].statement.step == 50
+    best = observation.best(ROLE)
+    assert best is not None and best.step == 75
+
+
+async def test_all_who_announce_a_checkpoint_are_its_providers(world: Any, autojump_clock: Any) -> None:
+    data, _ = world.checkpoint(ALICE, ROLE, 25)
+    world.announces(ALICE, data, ROLE)
+    world.announces(BOB, data, ROLE)
+    (candidate,) = (await seen(world)).candidates[ROLE]
+    assert candidate.providers == {ALICE.node_id, BOB.node_id}
+
+
+async def test_a_run_is_finished_when_every_role_has_its_last_step(world: Any, autojump_clock: Any) -> None:
+    roles = world.signed.manifest.roles
+    for role, finished in zip(roles, (False, True), strict=True):
+        world.announces(ALICE, world.checkpoint(ALICE, role, 100)[0], role)
+        assert (await seen(world)).finished(roles) is finished
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": 101},
+        {"total_steps": 1 << 60, "step": 1 << 59},
+        {"loss": -1e300},
+        {"images_per_s": 1e300},
+        {"images_per_s": -1.0},
+        {"up_bytes_per_s": -1},
+        {"down_bytes_per_s": 1 << 62},
+        {"updated_unix": -1e308},
+        {"updated_unix": 1e308},
+    ],
+)
+async def test_a_member_with_impossible_numbers_says_nothing(
+    world: Any, autojump_clock: Any, change: dict[str, Any]
+) -> None:
+    assert not plausible(member(world, **change), world.start_unix)
+    trains(world, MALLORY, **change)
+    observation = await seen(world)
+    assert observation.view.members == {}
+    assert take_snapshot(observation, world.signed).roles[0].state == "claimed"
+
+
+async def test_numbers_that_make_endless_times_are_shown_as_unknown(world: Any, autojump_clock: Any) -> None:
+    trains(world, ALICE, images_per_s=5e-324)
+    world.announces(BOB, world.checkpoint(BOB, "router", 10, created_unix=-1e308)[0], "router")
+    expert, router = take_snapshot(await seen(world), world.signed).roles
+    assert expert.state == "training" and expert.eta_s is None
+    assert router.state == "stale" and router.age_s is None
+
+
+def test_only_so_many_records_a_key_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paris_node.snapshot.MAX_RECORDS_PER_KEY", 3)
+    for number in range(9):
+        who = Identity(bytes([number]) * 32)
+        world.announces(who, world.checkpoint(who, ROLE, number + 1)[0], ROLE)
+    records = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    assert len(records) == 9 and len(candidates(records, world.signed, ROLE)) == 3

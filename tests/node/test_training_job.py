@@ -1,0 +1,321 @@
+"""Tests of `paris_node.training_job`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from paris_node.training_job import (
+    READY_DEADLINE_S,
+    RESUME_STALL_S,
+    SHARD_STALL_S,
+    SILENCE_DEADLINE_S,
+    STOP_GRACE_S,
+    Outcome,
+    TrainingJob,
+)
+from paris_p2p.errors import StoreError
+from paris_p2p.ids import Role, Term
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.identity import Identity
+
+ROLE = Role("expert-0")
+OTHER = Identity(b"x" * 32)
+
+
+async def trains_well(trainer: Any) -> None:
+    """Two checkpoints, the second the last."""
+    trainer.ready(int(trainer.start["resume"] is not None))
+    for step in (50, 100):
+        trainer.step(step)
+        trainer.checkpoint(step)
+    trainer.say("finished", step=100)
+
+
+async def refuses_to_resume(trainer: Any) -> None:
+    if trainer.start["resume"] is not None:
+        trainer.say("error", kind="bad_resume", message="tampered with")
+    else:
+        await trains_well(trainer)
+
+
+async def stops_when_told(trainer: Any) -> None:
+    trainer.ready()
+    trainer.step(7)
+    await trainer.stopping.wait()
+    trainer.checkpoint(7)
+    trainer.say("stopped", step=7)
+
+
+async def hangs(trainer: Any) -> None:
+    trainer.ready()
+    await trio.sleep_forever()
+
+
+def job_of(
+    world: Any, *, role: str = ROLE, term: int = 3, seeds: bool = True
+) -> tuple[TrainingJob, Any, Any]:
+    node, events = world.run_node(world.network("alice", seeds=seeds))
+    return TrainingJob(node, Role(role), Term(term), device="cpu", threads=1), node, events
+
+
+def announced(world: Any, step: int, **options: Any) -> CheckpointStatement:
+    """A checkpoint another node has and announces."""
+    keeper = world.network(f"keeper-{step}")
+    data, statement = world.checkpoint(keeper.identity, ROLE, step, store=keeper.store, **options)
+    world.announces(keeper.identity, data, ROLE)
+    return statement  # type: ignore[no-any-return]
+
+
+def named(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == kind]
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+async def test_a_role_is_trained_from_its_shards_to_its_last_step(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [trains_well]
+    world.network("publisher", seeds=True)
+    job, node, events = job_of(world, seeds=False)
+    assert await job.run() == Outcome("finished")
+    start = world.trainers[0].start
+    assert (start["role"], start["resume"], start["device"], start["threads"]) == (ROLE, None, "cpu", 1)
+    assert [shard["cluster"] for shard in start["shards"]] == [0]
+    assert all(
+        (Path(shard[part]) / "config.json").exists()
+        for shard in start["shards"]
+        for part in ("train", "heldout")
+    )
+    assert [event["step"] for event in named(events(), "step")] == [50, 100]
+    assert {"role", "step", "loss", "images_per_s"} <= named(events(), "step")[0].keys()
+    made = [statement for _, statement in node.ledger.held()]
+    assert [(s.step, s.term, s.holder) for s in made] == [
+        (n, 3, node.network.identity.node_id) for n in (50, 100)
+    ]
+    assert made[0].parent == b"" and made[1].parent == made[0].resume.info_hash
+    last = named(events(), "checkpoint")[-1]
+    assert (last["step"], last["content_id"]) == (100, made[1].weights.info_hash.hex())
+    assert not exists(start["out"])
+
+
+async def test_the_router_is_given_every_shard(world: Any, autojump_clock: Any) -> None:
+    world.signed = world.make_run("digits", clusters=3)
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world, role="router")
+    assert await job.run() == Outcome("finished")
+    assert [shard["cluster"] for shard in world.trainers[0].start["shards"]] == [0, 1, 2]
+
+
+async def test_training_goes_on_from_the_newest_checkpoint_not_the_one_with_most_steps(
+    world: Any, autojump_clock: Any
+) -> None:
+    """A woken zombie's later step of an older term is worth having, but no parent (decision 3)."""
+    announced(world, 75, term=1)
+    newest = announced(world, 50, term=2)
+    world.scripts = [trains_well]
+    job, node, events = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers[0].start["resume"] == str(node.network.store.files(newest.resume.info_hash))
+    (resumed,) = named(events(), "resumed")
+    assert (resumed["role"], resumed["term"], resumed["parent"]) == (ROLE, 3, newest.resume.info_hash.hex())
+    assert next(s for _, s in node.ledger.held() if s.step == 50).parent == newest.resume.info_hash
+
+
+async def test_a_bundle_the_trainer_refuses_gives_way_to_the_next_then_to_a_fresh_start(
+    world: Any, autojump_clock: Any
+) -> None:
+    for step in (25, 60):
+        announced(world, step)
+    world.scripts = [refuses_to_resume]
+    job, _, events = job_of(world)
+    assert await job.run() == Outcome("finished")
+    resumes = [trainer.start["resume"] for trainer in world.trainers]
+    assert len(resumes) == 3 and resumes[2] is None and resumes[0] != resumes[1]
+    assert named(events(), "resumed") == []
+
+
+async def test_a_bundle_nobody_serves_gives_way_to_the_next(world: Any, autojump_clock: Any) -> None:
+    served = announced(world, 25)
+    world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers[0].start["resume"] == str(node.network.store.files(served.resume.info_hash))
+
+
+async def test_a_role_somebody_finished_meanwhile_is_not_trained(world: Any, autojump_clock: Any) -> None:
+    announced(world, 100)
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers == []
+
+
+async def test_a_stop_before_anything_was_fetched_is_a_stop(world: Any, autojump_clock: Any) -> None:
+    job, _, _ = job_of(world, seeds=False)
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(1)
+            job.stop()
+
+        nursery.start_soon(stop)
+        assert await job.run() == Outcome("stopped")
+    assert trio.current_time() < SHARD_STALL_S and world.trainers == []
+
+
+async def test_a_stop_while_the_resume_bundle_is_fetched_is_a_stop(world: Any, autojump_clock: Any) -> None:
+    world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
+    job, _, _ = job_of(world)
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(1)
+            job.stop()
+
+        nursery.start_soon(stop)
+        assert await job.run() == Outcome("stopped")
+    assert trio.current_time() < RESUME_STALL_S and world.trainers == []
+
+
+async def test_a_stop_while_training_leaves_a_checkpoint(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [stops_when_told]
+    job, node, _ = job_of(world)
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(10)
+            job.stop()
+
+        nursery.start_soon(stop)
+        assert await job.run() == Outcome("stopped")
+    assert [statement.step for _, statement in node.ledger.held()] == [7]
+
+
+async def test_a_trainer_that_does_not_stop_is_ended(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [hangs]
+    job, _, _ = job_of(world)
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(10)
+            job.stop()
+
+        nursery.start_soon(stop)
+        assert await job.run() == Outcome("stopped")
+    assert trio.current_time() == pytest.approx(10 + STOP_GRACE_S, abs=1)
+
+
+async def test_a_trainer_that_says_nothing_has_failed(world: Any, autojump_clock: Any) -> None:
+    async def silent(_trainer: Any) -> None:
+        await trio.sleep_forever()
+
+    world.scripts = [silent]
+    job, _, _ = job_of(world)
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "said nothing for 300 s" in outcome.reason
+    assert trio.current_time() == pytest.approx(READY_DEADLINE_S, abs=1)
+
+
+async def test_a_trainer_that_falls_silent_has_failed(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [hangs]
+    job, _, _ = job_of(world)
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "900 s" in outcome.reason
+    assert trio.current_time() == pytest.approx(SILENCE_DEADLINE_S, abs=1)
+
+
+async def test_a_trainer_that_dies_or_complains_has_failed_with_its_reason(
+    world: Any, autojump_clock: Any
+) -> None:
+    async def dies(trainer: Any) -> None:
+        trainer.ready()
+
+    async def complains(trainer: Any) -> None:
+        trainer.say("error", kind="nan", message="the loss is nan")
+
+    world.scripts = [dies, complains]
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("failed", "the trainer died")
+    assert await job.run() == Outcome("failed", "the loss is nan")
+
+
+async def test_a_trainer_that_dies_as_it_is_told_to_stop_has_failed(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telling it and hearing from it fail in one moment: still one outcome, not a group of errors."""
+    died = trio.Event()
+
+    async def dies(trainer: Any) -> None:
+        trainer.ready()
+        await died.wait()
+
+    world.scripts = [dies]
+    job, _, _ = job_of(world)
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(5)
+            died.set()
+            job.stop()
+
+        nursery.start_soon(stop)
+        assert (await job.run()).kind == "failed"
+
+
+async def test_shards_that_cannot_be_had_are_one_failure(world: Any, autojump_clock: Any) -> None:
+    """Both fetches give up in the same moment."""
+    job, _, _ = job_of(world, seeds=False)
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "no source delivered" in outcome.reason
+    assert trio.current_time() == pytest.approx(SHARD_STALL_S, abs=1)
+
+
+async def test_a_full_disk_is_a_failure_that_says_so(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise StoreError("disk full while adding weights")
+
+    monkeypatch.setattr(node.network.store, "add", full)
+    assert await job.run() == Outcome("failed", "disk full while adding weights")
+
+
+async def test_a_work_folder_that_cannot_be_made_is_a_failure(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+    (node.network.home.path / "work").write_bytes(b"")
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "work" in outcome.reason
+
+
+async def test_a_checkpoint_is_kept_although_the_network_is_away(world: Any, autojump_clock: Any) -> None:
+    async def goes_on(trainer: Any) -> None:
+        trainer.ready()
+        node.network.dht.down = True
+        trainer.checkpoint(50)
+        trainer.checkpoint(100)
+        trainer.say("finished", step=100)
+
+    world.scripts = [goes_on]
+    job, node, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert [statement.step for _, statement in node.ledger.held()] == [50, 100]
+
+
+async def test_a_cancelled_job_cleans_up_after_itself(world: Any, autojump_clock: Any) -> None:
+    async def writes(trainer: Any) -> None:
+        trainer.ready()
+        trainer.checkpoint(5)  # whatever is there
+        await trio.sleep_forever()
+
+    world.scripts = [writes]
+    job, _, _ = job_of(world)
+    with trio.move_on_after(5) as scope:
+        await job.run()
+    assert scope.cancelled_caught and not exists(world.trainers[0].start["out"])

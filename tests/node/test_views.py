@@ -1,0 +1,106 @@
+"""Tests of `paris_node.views`."""
+
+import dataclasses
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from paris_node.snapshot import RoleLine, Snapshot
+from paris_node.views import (
+    MAX_MEMBERS_SHOWN,
+    human_bytes,
+    human_seconds,
+    member_table,
+    peer_name,
+    status_view,
+)
+from paris_p2p.ids import Role, Term
+from paris_p2p.wire.identity import Identity, peer_id_text
+from paris_p2p.wire.records import MemberRecord
+
+HOLDER = Identity(b"h" * 32).node_id
+LINE = RoleLine(
+    Role("expert-0"), "training", HOLDER, 3, 150, 200, 100, 12.0, 0.1234, 94.0, 125.0, "ab" * 32, 2
+)  # fmt: skip
+LINES = (
+    LINE,
+    dataclasses.replace(LINE, role=Role("expert-1"), state="finished", step=200, eta_s=None),
+    RoleLine(Role("expert-12"), "unclaimed", None, 0, 0, 200, 0, None, None, None, None, None, 0),
+    dataclasses.replace(LINE, role=Role("expert-3"), state="claimed", step=0),
+    dataclasses.replace(LINE, role=Role("router"), state="stale"),
+)
+MEMBER = MemberRecord(
+    (), "training", Role("expert-0"), Term(3), 150, 200, 0.1, 94.0, 12_345, 5_432_100, 1000.0
+)  # fmt: skip
+SNAPSHOT = Snapshot("ab" * 32, "digits", LINES, ((peer_id_text(HOLDER), MEMBER),), 1010.0)
+
+
+def drawn(view: Any, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(view)
+    return console.export_text().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_every_role_shows_state_step_bar_loss_rate_and_age(width: int) -> None:
+    text = drawn(status_view(SNAPSHOT), width)
+    assert all(len(line) <= width for line in text)
+    rows = {line.role: next(row for row in text if f" {line.role} " in row) for line in LINES}
+    for line in LINES:
+        assert f" {line.state} " in rows[line.role]
+        assert f" {line.step}/{line.total_steps} " in rows[line.role]
+    for cell in ("━━━", "0.123", " 94 ", "2m05s", "12s", "…" + peer_id_text(HOLDER)[-6:]):
+        assert cell in rows[Role("expert-0")], cell
+    assert (
+        rows[Role("expert-1")].count("━") > rows[Role("expert-0")].replace("╸", "").count("━") or width < 90
+    )
+    assert "1 of 5 roles finished, 1 peers" in text[-1] and "run digits (abababababab)" in text[0]
+
+
+def test_peers_show_what_they_do_and_their_rates() -> None:
+    row = next(line for line in drawn(status_view(SNAPSHOT), 80) if "training expert-0" in line)
+    assert "12.3 kB/s" in row and "5.4 MB/s" in row and "10s" in row
+
+
+def test_the_note_stands_below_the_tables() -> None:
+    assert "Ctrl-C leaves" in drawn(status_view(SNAPSHOT, note="Ctrl-C leaves [not markup]"), 80)[-2]
+
+
+def test_what_strangers_write_is_neither_markup_nor_terminal_control() -> None:
+    member = dataclasses.replace(MEMBER, activity="[/bold]\x1b[2J", role=Role("[red]"))
+    snapshot = dataclasses.replace(
+        SNAPSHOT, name="[/]\x1b]0;mine\x07", members=((peer_id_text(HOLDER), member),)
+    )
+    text = "\n".join(drawn(status_view(snapshot), 100))
+    assert "[/bold]" in text and "[red]" in text and "[/]" in text
+    assert "\x1b" not in text and "\x07" not in text
+
+
+def test_a_crowd_of_peers_is_cut_with_named_ones_first() -> None:
+    peers = [peer_id_text(Identity(bytes([n]) * 32).node_id) for n in range(100)]
+    snapshot = dataclasses.replace(SNAPSHOT, members=tuple((peer, MEMBER) for peer in peers))
+    text = drawn(member_table(snapshot, {peers[99]: "zoe"}), 80)
+    assert len(text) == 1 + MAX_MEMBERS_SHOWN + 1
+    assert text[1].startswith("zoe") and "84 more" in text[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (200.0, "3m20s"), (7500.0, "2h05m")],
+)
+def test_durations_are_short(seconds: float | None, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (5.4e6, "5.4 MB"), (2e12, "2.0 TB")]
+)
+def test_byte_counts_are_short(count: float, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+def test_a_peer_is_called_by_its_name_or_the_end_of_its_id() -> None:
+    assert peer_name("12D3KooWabcdef", {}) == "…abcdef"
+    assert peer_name("12D3KooWabcdef", {"12D3KooWabcdef": "alice"}) == "alice"

@@ -1,0 +1,260 @@
+"""Tests of `paris_node.volunteer`."""
+
+import random
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import trio
+
+from paris_node.volunteer import Volunteer
+from paris_p2p import clock
+from paris_p2p.ids import Role, Term
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import ClaimRecord, role_scope
+
+EXPERT, ROUTER = Role("expert-0"), Role("router")
+STRANGER = Identity(b"s" * 32)
+Usage = namedtuple("Usage", "total used free")
+
+
+async def trains(trainer: Any) -> None:
+    """Ten seconds, a checkpoint every five; stops when told."""
+    trainer.ready()
+    for step in range(10, 101, 10):
+        with trio.move_on_after(1):
+            await trainer.stopping.wait()
+        if trainer.stopping.is_set():
+            trainer.checkpoint(step)
+            trainer.say("stopped", step=step)
+            return
+        trainer.step(step)
+        if step % 50 == 0:
+            trainer.checkpoint(step)
+    trainer.say("finished", step=100)
+
+
+async def crashes(trainer: Any) -> None:
+    trainer.say("error", kind="oom", message="out of memory")
+
+
+class Member:
+    """A volunteer with its loops running, and what it says."""
+
+    def __init__(self, world: Any, name: str, *, wanted: Role | None = None) -> None:
+        self.world = world
+        self.node, self.events = world.run_node(world.network(name, seeds=True))
+        self.volunteer = Volunteer(
+            self.node, wanted=wanted, device="cpu", threads=1, rng=random.Random(len(name) + ord(name[0]))
+        )
+        self.ended_at: float | None = None
+
+    async def live(self, *, until_complete: bool = True) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.node.announce_loop)
+            nursery.start_soon(self.node.replicate_loop)
+            await self.volunteer.run(until_complete=until_complete)
+            nursery.cancel_scope.cancel()
+        self.ended_at = trio.current_time()
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events() if event["event"] == kind]
+
+    async def hears(self, kind: str, deadline_s: float = 120.0) -> dict[str, Any]:
+        """Wait until it says `kind`."""
+        with trio.fail_after(deadline_s):
+            while not self.said(kind):
+                await trio.sleep(0.25)
+        return self.said(kind)[-1]
+
+    def claims(self, role: Role) -> list[Any]:
+        mine = self.node.network.identity.node_id
+        return [
+            r for r in self.world.live("claim", role_scope(self.world.signed.run_id, role)) if r.owner == mine
+        ]
+
+
+async def test_a_node_alone_trains_every_role_and_ends_when_all_are_finished(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    alice = Member(world, "alice")
+    await alice.live()
+    assert {event["role"] for event in alice.said("claimed")} == {EXPERT, ROUTER}
+    assert {event["role"] for event in alice.said("finished")} == {EXPERT, ROUTER}
+    assert all(event["term"] == 1 for event in alice.said("claimed"))
+    for role in (EXPERT, ROUTER):
+        assert all(claim.payload.state == "released" for claim in alice.claims(role))
+
+
+async def test_two_nodes_share_the_roles(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [trains]
+    alice, bob = Member(world, "alice"), Member(world, "bob")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        nursery.start_soon(bob.live)
+    finished = [event["role"] for one in (alice, bob) for event in one.said("finished")]
+    assert sorted(finished) == [EXPERT, ROUTER] and len(alice.said("finished")) == 1
+
+
+async def test_a_node_that_never_gets_a_role_ends_when_the_others_have_finished(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    alice, bob, carol = (Member(world, name) for name in ("alice", "bob", "carol"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        nursery.start_soon(bob.live)
+        await alice.hears("claimed")
+        await bob.hears("claimed")
+        nursery.start_soon(carol.live)
+    assert carol.said("claimed") == [] and carol.ended_at is not None
+
+
+async def test_leaving_checkpoints_releases_and_lets_another_go_on(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [trains]
+    alice, bob = Member(world, "alice", wanted=EXPERT), Member(world, "bob", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("step")
+        await trio.sleep(2.5)
+        nursery.start_soon(bob.node.announce_loop)
+        nursery.start_soon(bob.node.replicate_loop)
+        await trio.sleep(1)
+        alice.volunteer.leave()
+        while alice.ended_at is None:
+            await trio.sleep(0.25)
+        last = alice.said("checkpoint")[-1]
+        assert [claim.payload.state for claim in alice.claims(EXPERT)] == ["released"]
+        newest = bob.node.ledger.newest(EXPERT)
+        assert newest is not None and newest[1].step == last["step"]
+        nursery.start_soon(bob.live)
+        resumed = await bob.hears("resumed")
+        assert (resumed["role"], resumed["term"]) == (EXPERT, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_leaving_without_a_role_takes_no_time_even_if_the_network_is_away(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    alice = Member(world, "alice")
+    alice.node.network.dht.down = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await trio.sleep(3)
+        left = trio.current_time()
+        alice.volunteer.leave()
+    assert alice.ended_at is not None and alice.ended_at - left < 25
+
+
+async def test_a_role_is_given_up_when_its_lease_cannot_be_renewed(world: Any, autojump_clock: Any) -> None:
+    """Also while a read of the DHT hangs: others may take the role when the lease has run out."""
+    world.scripts = [trains]
+    alice = Member(world, "alice", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("step")
+        alice.node.network.dht.down = True
+        expires = max(claim.expiration_unix for claim in alice.claims(EXPERT))
+        while not (alice.said("stopped") or alice.said("finished")):
+            await trio.sleep(0.25)
+        finished_first = bool(alice.said("finished"))
+        assert finished_first or clock.unix() <= expires
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_role_is_given_up_in_time_while_the_trainer_goes_on_and_on(
+    world: Any, autojump_clock: Any
+) -> None:
+    async def endless(trainer: Any) -> None:
+        trainer.ready()
+        while True:
+            await trio.sleep(1)
+            trainer.step(5)
+
+    world.scripts = [endless]
+    alice = Member(world, "alice", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("step")
+        await trio.sleep(30)  # it is renewed meanwhile
+        assert alice.said("stopped") == []
+        alice.node.network.dht.down = True
+        expires = max(claim.expiration_unix for claim in alice.claims(EXPERT))
+        await alice.hears("stopped")
+        assert clock.unix() <= expires
+        alice.node.network.dht.down = False
+        await trio.sleep(60)
+        assert alice.said("claimed")[-1]["term"] == 2  # and claimed anew when the network is back
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_role_whose_trainer_fails_is_left_alone_for_a_while(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [crashes, trains]
+    alice = Member(world, "alice")
+    await alice.live()
+    (failed,) = alice.said("failed")
+    assert failed["reason"] == "out of memory"
+    claimed = [event["role"] for event in alice.said("claimed")]
+    assert claimed[0] == claimed[2] == failed["role"] != claimed[1]
+    assert {event["role"] for event in alice.said("finished")} == {EXPERT, ROUTER}
+
+
+async def test_a_trainer_that_stops_of_itself_has_failed(world: Any, autojump_clock: Any) -> None:
+    async def stops(trainer: Any) -> None:
+        trainer.say("stopped", step=0)
+
+    world.scripts = [stops, trains]
+    alice = Member(world, "alice", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        with trio.fail_after(300):
+            while len(alice.said("claimed")) < 2:
+                await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_room_on_the_disk_nothing_is_claimed_until_there_is_some(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.scripts = [trains]
+    free = {"bytes": 100}
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(10**12, 0, free["bytes"]))
+    alice = Member(world, "alice")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        paused = await alice.hears("paused")
+        assert "GB free" in paused["reason"] and str(alice.node.network.home.path) in paused["reason"]
+        await trio.sleep(60)
+        assert alice.said("claimed") == [] and len(alice.said("paused")) == 1
+        assert world.live("member", world.signed.run_id)  # it is still a member
+        free["bytes"] = 10**12
+        await alice.hears("claimed", 30)
+    assert len(alice.said("continuing")) == 1 and len(alice.said("finished")) == 2
+
+
+async def test_a_node_without_room_still_ends_when_the_run_is_complete(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage(10**12, 0, 100))
+    alice = Member(world, "alice")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("paused")
+        for role in (EXPERT, ROUTER):
+            world.announces(STRANGER, world.checkpoint(STRANGER, role, 100)[0], role)
+    assert alice.ended_at is not None and alice.said("claimed") == []
+
+
+async def test_a_role_held_by_another_is_left_to_it(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [trains]
+    scope = role_scope(world.signed.run_id, EXPERT)
+    world.says(STRANGER, ClaimRecord("hold", Term(1), clock.unix()), scope, 20.0)
+    alice = Member(world, "alice", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await trio.sleep(15)
+        assert alice.said("claimed") == []
+        assert (await alice.hears("claimed", 30))["term"] == 2  # when it has run out
+        nursery.cancel_scope.cancel()
