@@ -28,7 +28,6 @@ from paris_p2p.wire.records import RunRecord
 FIND_DEADLINE_S = 10.0
 FETCH_STALL_S = 20.0
 MANIFEST_FILE = "manifest.paris"
-MAX_ANNOUNCED = 256
 MAX_LISTED = 10
 MANIFEST_TRIES = 4
 """Strangers can name any item as a run's manifest: so many are tried, the most often announced first."""
@@ -73,7 +72,7 @@ async def find_run(network: Network, selector: str | None) -> SignedManifest:
     deadline = clock.monotonic() + FIND_DEADLINE_S
     while True:
         records = await network.dht.read("run", b"")
-        announced = [r.payload for r in records[:MAX_ANNOUNCED] if isinstance(r.payload, RunRecord)]
+        announced = [r.payload for r in records if isinstance(r.payload, RunRecord)]
         found = choose(announced, selector)
         if found:
             return await _fetch_manifest(network, found)

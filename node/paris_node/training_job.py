@@ -19,7 +19,7 @@ import trio
 from paris_node.run_node import RunNode
 from paris_node.snapshot import going_on_order
 from paris_p2p import clock
-from paris_p2p.errors import ParisError, TransportError, WorkerError
+from paris_p2p.errors import ParisError, StoreError, TransportError, WorkerError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
@@ -36,11 +36,14 @@ STOP_GRACE_S = 60.0
 SHARD_STALL_S = 120.0
 RESUME_STALL_S = 30.0
 RESUME_CANDIDATES = 4
+RESUME_ROUNDS = 3
+"""How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: `finished`, `stopped` (asked to), or `failed` with the reason."""
+    """How a job ended: `finished`, `stopped` (asked to), `failed`, or `config` (this node's options are
+    wrong: no other role will do better) with the reason."""
 
     kind: str
     reason: str = ""
@@ -62,6 +65,8 @@ class TrainingJob:
         self._stopping = trio.Event()
         self._parent = b""
         self._variant = 0
+        self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
+        self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
 
     def stop(self) -> None:
         """Ask the trainer for a last checkpoint; `run` then returns `stopped`."""
@@ -116,33 +121,57 @@ class TrainingJob:
         ]
 
     async def _train_from_newest(self, shards: list[dict[str, Any]]) -> Outcome:
-        """Train from the newest checkpoint that can be had and that the trainer accepts, else afresh."""
+        """Train from the newest checkpoint that can be had and that the trainer accepts, else afresh.
+
+        Afresh only when there is none, or none that can be used: the others follow the newer term, so one
+        replica's short absence must not throw a role's whole work away.
+        """
+        for attempt in range(RESUME_ROUNDS):
+            if attempt:
+                await self._unless_stopped(partial(trio.sleep, self._node.signed.manifest.lease.poll_s))
+            outcome, unreachable = await self._try_candidates(shards)
+            if outcome is not None:
+                return outcome
+            if not unreachable:
+                break
+        return await self._train(shards, None, None)
+
+    async def _try_candidates(self, shards: list[dict[str, Any]]) -> tuple[Outcome | None, bool]:
+        """The outcome of training from the first checkpoint that works, if one does; whether one could not
+        be reached."""
+        unreachable = False
         observation = await self._node.observe()
         for candidate in going_on_order(observation.candidates[self._role], RESUME_CANDIDATES):
+            if candidate.data in self._refused:
+                continue
             if candidate.statement.finished:
-                return Outcome("finished")
+                return Outcome("finished"), False
             fetch = partial(
                 self._node.network.swarm.fetch, candidate.statement.resume, stall_timeout_s=RESUME_STALL_S
             )
             try:
                 folder = await self._unless_stopped(fetch)
                 if folder is None:
-                    return Outcome("stopped")
-                return await self._train(shards, candidate.statement, folder)
+                    return Outcome("stopped"), False
+                return await self._train(shards, candidate.statement, folder), False
             except (TransportError, _BadResume) as error:
-                log.warning(
-                    "%s: step %d cannot be resumed from: %s", self._role, candidate.statement.step, error
-                )
-        return await self._train(shards, None, None)
+                step = candidate.statement.step
+                log.warning("%s: step %d cannot be resumed from: %s", self._role, step, error)
+                if isinstance(error, TransportError):
+                    unreachable = True
+                else:
+                    self._refused.add(candidate.data)
+        return None, unreachable
 
     async def _train(
         self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
     ) -> Outcome:
         self._parent = parent.resume.info_hash if parent else b""
         self._variant = parent.variant if parent else 0
+        self._fetched = parent.resume if parent else None
         outcome = Outcome("stopped")
         async with self._scratch_folder() as out, open_worker(TRAINER_MODULE) as worker:
-            await worker.send(self._start_message(shards, resume, out))
+            await worker.send(self._start_message(shards, parent, resume, out))
             async with open_inner_nursery() as nursery:
                 nursery.start_soon(self._pass_stop_on, worker, nursery.cancel_scope)
                 outcome = await self._converse(worker, parent)
@@ -161,7 +190,13 @@ class TrainingJob:
             with trio.CancelScope(shield=True):  # our own disk: it takes no longer than it takes
                 await _remove(folder)
 
-    def _start_message(self, shards: list[dict[str, Any]], resume: Path | None, out: Path) -> dict[str, Any]:
+    def _start_message(
+        self,
+        shards: list[dict[str, Any]],
+        parent: CheckpointStatement | None,
+        resume: Path | None,
+        out: Path,
+    ) -> dict[str, Any]:
         home, run_id = self._node.network.home, self._node.signed.run_id
         return {
             "type": "start",
@@ -171,6 +206,7 @@ class TrainingJob:
             "device": self._device,
             "shards": shards,
             "resume": str(resume) if resume else None,
+            "resume_step": parent.step if parent else 0,
             "out": str(out),
             "threads": self._threads or max(1, (os.cpu_count() or 2) // 2),
         }
@@ -210,6 +246,8 @@ class TrainingJob:
         elif kind == "error":
             if message.get("kind") == "bad_resume":
                 raise _BadResume(str(message.get("message")))
+            if message.get("kind") == "config":
+                return Outcome("config", str(message.get("message")))
             return Outcome("failed", str(message.get("message")))
         return None
 
@@ -247,6 +285,7 @@ class TrainingJob:
         statement = self._statement(message, weights, resume)
         self._parent = resume.info_hash
         await self._node.hold(sign_statement(statement, self._node.network.identity), statement)
+        await self._drop_parent()
         self._node.output.event(
             "checkpoint",
             f"{self._role}: checkpoint at step {statement.step}/{statement.total_steps}, "
@@ -257,6 +296,16 @@ class TrainingJob:
             content_id=weights.info_hash.hex(),
             heldout_loss=statement.heldout_loss,
         )
+
+    async def _drop_parent(self) -> None:
+        """The bundle we went on from has served: four times the weights, needed only by who announces it."""
+        ref, self._fetched = self._fetched, None
+        named = {statement.resume for _, statement in self._node.ledger.held()}
+        if ref is not None and ref not in named:
+            try:
+                await trio.to_thread.run_sync(self._node.network.store.remove, ref.info_hash)
+            except StoreError as error:
+                log.warning("the bundle %s was resumed from stays: %s", self._role, error)
 
     def _statement(
         self, message: dict[str, Any], weights: ContentRef, resume: ContentRef

@@ -16,7 +16,7 @@ from paris_node.snapshot import Observation
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
 from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
-from paris_p2p.errors import StoreError, TransportError
+from paris_p2p.errors import ConfigError, StoreError, TransportError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.records import role_scope, sign_record
 from paris_p2p.workers.nursery import open_inner_nursery
@@ -52,6 +52,7 @@ class Volunteer:
         self._threads = threads
         self._job: TrainingJob | None = None
         self._job_scope = trio.CancelScope()
+        self._fatal: ConfigError | None = None
         self._training = trio.Lock()  # one trainer at a time: a lost one may take seconds to end
         self._wake = trio.Event()
         self._owed: list[Action] = []  # what the machine wanted done while a read or write was under way
@@ -81,6 +82,8 @@ class Volunteer:
         await self._release()
         self._node.progress.activity = "leaving"
         await self._node.hand_over()
+        if self._fatal is not None:
+            raise self._fatal
 
     def _done(self, until_complete: bool) -> bool:
         if self._job is not None:
@@ -214,6 +217,10 @@ class Volunteer:
         if outcome.kind == "finished":
             self._machine.finished(start.role)
             self._node.output.event("finished", f"{start.role} is finished", role=start.role, term=start.term)
+        elif outcome.kind == "config":
+            self._fatal = ConfigError(outcome.reason)
+            self._machine.failed(start.role, now())
+            self.leave()
         elif outcome.kind == "failed":
             log.error("%s: %s", start.role, outcome.reason)
             self._node.output.event(

@@ -17,7 +17,8 @@ class ClaimMemory:
     """Everything known about `roles`, so that a lossy read does not make a held role look free.
 
     A claim is kept for `keep_s` after its expiry: an expired HOLD shows that there is something to take
-    over. The highest term and the newest checkpoint of a role are never forgotten.
+    over. The newest checkpoint of a role is kept as long after it was last seen: who found it bad, or out of
+    reach for good, no longer shows it. The highest term of a role is never forgotten.
     """
 
     def __init__(self, node_id: NodeId, roles: Iterable[Role], keep_s: float) -> None:
@@ -25,6 +26,7 @@ class ClaimMemory:
         self._keep_s = keep_s
         self._claims: dict[Role, dict[NodeId, SeenClaim]] = {role: {} for role in roles}
         self._statements: dict[Role, CheckpointStatement] = {}
+        self._shown_unix: dict[Role, float] = {}  # when the newest checkpoint was last in a reading
         self._terms: dict[Role, int] = {}
         self._own_expiration: dict[Role, float] = {}
 
@@ -35,7 +37,7 @@ class ClaimMemory:
                 self.add(role, claim)
             for owner in [o for o, c in claims.items() if c.expiration_unix < now_unix - self._keep_s]:
                 del claims[owner]
-            self._take_statement(role, view.statements.get(role))
+            self._take_statement(role, view.statements.get(role), now_unix)
 
     def add(self, role: Role, claim: SeenClaim) -> None:
         """Take in one claim; of one owner's claims the one that expires last stands, as in the DHT."""
@@ -46,11 +48,15 @@ class ClaimMemory:
         if claim.owner == self._node_id:
             self._own_expiration[role] = max(self.own_expiration(role), claim.expiration_unix)
 
-    def _take_statement(self, role: Role, statement: CheckpointStatement | None) -> None:
+    def _take_statement(self, role: Role, statement: CheckpointStatement | None, now_unix: float) -> None:
+        if now_unix - self._shown_unix.get(role, now_unix) > self._keep_s:
+            del self._statements[role], self._shown_unix[role]
         if statement is None:
             return
         known = self._statements.get(role)
         newest = newest_statement([statement] if known is None else [known, statement])
+        if newest == statement:
+            self._shown_unix[role] = now_unix
         self._statements[role] = newest or statement
         self._terms[role] = max(self.highest_term(role), statement.term)
 

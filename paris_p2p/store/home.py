@@ -103,9 +103,9 @@ class Home:
 
     # --- folders ---------------------------------------------------------------------------------
 
-    def store(self) -> ContentStore:
-        """The node's content store."""
-        return ContentStore(self.path / "store")
+    def store(self, *, clean: bool = False) -> ContentStore:
+        """The node's content store; `clean`: without what processes that died left half added."""
+        return ContentStore(self.path / "store", clean=clean)
 
     def run_folder(self, run_id: RunId) -> Path:
         """Where what is kept of a run belongs; not created."""

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,6 @@ def test_a_damaged_item_is_found_before_it_is_published(stage: Any, prepared: Pa
 def test_a_shard_changed_at_a_seeder_is_refused_and_had_from_another(
     stage: Any, prepared: Path, network: str
 ) -> None:
-    good = stage.node("publish", prepared, "--bootstrap", network, "--listen", LOOPBACK, home="honest")
-    good.wait_event("published")
     copy = stage.folder / "copy"
     shutil.copytree(prepared, copy)
     liar = stage.node("publish", copy, "--bootstrap", network, "--listen", LOOPBACK, home="liar")
@@ -148,10 +147,23 @@ def test_a_shard_changed_at_a_seeder_is_refused_and_had_from_another(
     node = stage.node(
         "join", "--bootstrap", network, "--listen", LOOPBACK, "--role", "expert-0", home="victim"
     )
+    wait_for_text(node, "is banned")
+    good = stage.node("publish", prepared, "--bootstrap", network, "--listen", LOOPBACK, home="honest")
+    good.wait_event("published")
     node.wait_event("finished")
     good_shards = {path.read_bytes() for path in (prepared / "store").rglob("shard.safetensors")}
     had = [path.read_bytes() for path in (stage.home("victim") / "store").rglob("shard.safetensors")]
     assert had and all(data in good_shards for data in had)
+
+
+def wait_for_text(program: Any, text: str) -> None:
+    """Until the program's log says `text`."""
+    for _ in range(1200):
+        if text in program.err.read_text():
+            return
+        assert program.process.poll() is None, program.tail()
+        time.sleep(0.05)
+    raise AssertionError(program.tail())
 
 
 def flip_last_byte(path: Path) -> None:

@@ -8,6 +8,7 @@ import trio
 
 from paris_node.training_job import (
     READY_DEADLINE_S,
+    RESUME_ROUNDS,
     RESUME_STALL_S,
     SHARD_STALL_S,
     SILENCE_DEADLINE_S,
@@ -118,7 +119,9 @@ async def test_training_goes_on_from_the_newest_checkpoint_not_the_one_with_most
     world.scripts = [trains_well]
     job, node, events = job_of(world)
     assert await job.run() == Outcome("finished")
-    assert world.trainers[0].start["resume"] == str(node.network.store.files(newest.resume.info_hash))
+    assert newest.resume.info_hash.hex() in world.trainers[0].start["resume"]
+    assert world.trainers[0].start["resume_step"] == 50
+    assert not node.network.store.has(newest.resume.info_hash)  # it has served, and is no small thing
     (resumed,) = named(events(), "resumed")
     assert (resumed["role"], resumed["term"], resumed["parent"]) == (ROLE, 3, newest.resume.info_hash.hex())
     assert next(s for _, s in node.ledger.held() if s.step == 50).parent == newest.resume.info_hash
@@ -141,9 +144,21 @@ async def test_a_bundle_nobody_serves_gives_way_to_the_next(world: Any, autojump
     served = announced(world, 25)
     world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
     world.scripts = [trains_well]
-    job, node, _ = job_of(world)
+    job, _, _ = job_of(world)
     assert await job.run() == Outcome("finished")
-    assert world.trainers[0].start["resume"] == str(node.network.store.files(served.resume.info_hash))
+    assert served.resume.info_hash.hex() in world.trainers[0].start["resume"]
+
+
+async def test_a_role_starts_afresh_only_after_its_checkpoints_were_out_of_reach_for_a_while(
+    world: Any, autojump_clock: Any
+) -> None:
+    """One replica's short absence must not throw a role's whole work away."""
+    world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers[0].start["resume"] is None
+    assert trio.current_time() >= RESUME_ROUNDS * RESUME_STALL_S
 
 
 async def test_a_role_somebody_finished_meanwhile_is_not_trained(world: Any, autojump_clock: Any) -> None:

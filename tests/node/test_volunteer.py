@@ -9,6 +9,7 @@ import trio
 
 from paris_node.volunteer import Volunteer
 from paris_p2p import clock
+from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import ClaimRecord, role_scope
@@ -199,6 +200,23 @@ async def test_a_role_whose_trainer_fails_is_left_alone_for_a_while(world: Any, 
     claimed = [event["role"] for event in alice.said("claimed")]
     assert claimed[0] == claimed[2] == failed["role"] != claimed[1]
     assert {event["role"] for event in alice.said("finished")} == {EXPERT, ROUTER}
+
+
+async def test_options_that_no_role_can_use_end_the_node_with_the_reason(
+    world: Any, autojump_clock: Any
+) -> None:
+    """`--device cuda` without one would otherwise claim and drop role after role for ever."""
+
+    async def no_such_device(trainer: Any) -> None:
+        trainer.say("error", kind="config", message="there is no CUDA device here")
+
+    world.scripts = [no_such_device]
+    alice = Member(world, "alice")
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="CUDA")):
+        await alice.live()
+    assert len(alice.said("claimed")) == 1
+    (claim,) = alice.claims(alice.said("claimed")[0]["role"])
+    assert claim.payload.state == "released"
 
 
 async def test_a_trainer_that_stops_of_itself_has_failed(world: Any, autojump_clock: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from dataclasses import dataclass
 
 import trio
@@ -41,6 +42,8 @@ def run(request: JoinRequest, output: Output) -> int:
     bootstrap = bootstrap_addresses(request.network, home)
     keep_torch_cache(home)  # the trainer inherits it
     with home.lock():
+        home.store(clean=True)  # what a node that was killed here left half done
+        shutil.rmtree(home.path / "work", ignore_errors=True)
         return trio.run(_join, request, home, bootstrap, output)
 
 

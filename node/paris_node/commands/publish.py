@@ -21,7 +21,7 @@ def run(folder: Path, request: NetworkRequest, output: Output) -> int:
     home = Home.resolve(request.home)
     bootstrap = bootstrap_addresses(request, home)
     with home.lock():
-        adopt(folder, signed, home.store())
+        adopt(folder, signed, home.store(clean=True))
         save_manifest(home, signed)
         return trio.run(_publish, request, home, bootstrap, signed, output)
 

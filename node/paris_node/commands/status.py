@@ -31,17 +31,13 @@ def run(request: NetworkRequest, once: bool, output: Output) -> int:
 
 
 def run_selector(request: NetworkRequest, home: Home) -> str | None:
-    """The run asked for, else the remembered one, else any.
+    """The run asked for; else, without `--bootstrap`, the remembered one; else any.
 
-    A remembered run counts only with the remembered network: another bootstrap may not know it.
+    Who names a bootstrap node wants the run that is announced there, not an old one of this home.
     """
     if request.run is not None:
         return request.run
-    context = home.context()
-    if request.bootstrap and list(request.bootstrap) != context.get("bootstrap"):
-        return None
-    remembered = context.get("run_id")
-    return remembered if isinstance(remembered, str) else None
+    return None if request.bootstrap else home.context().get("run_id")
 
 
 async def _status(

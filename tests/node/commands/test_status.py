@@ -28,10 +28,10 @@ def test_the_run_asked_for_goes_before_the_remembered_one(tmp_path: Path) -> Non
     assert run_selector(request(), home) == RUN
 
 
-def test_a_remembered_run_counts_only_with_its_network(tmp_path: Path) -> None:
+def test_who_names_a_bootstrap_node_wants_the_run_announced_there(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.remember(bootstrap=["/a"], run_id=RUN)
-    assert run_selector(request(bootstrap=["/a"]), home) == RUN
+    assert run_selector(request(bootstrap=["/a"]), home) is None
     assert run_selector(request(bootstrap=["/b"]), home) is None
 
 
