@@ -53,13 +53,14 @@ def _fresh_folder(out: Path) -> None:
 
 async def _demo(out: Path, steps: int | None, output: Output) -> int:
     screen = _Screen(output)
-    with trio.fail_after(DEADLINE_S):
+    with trio.move_on_after(DEADLINE_S):
         async with Cast(out / "logs", screen.relay) as cast:
             show = _Show(out, steps, cast, screen)
             with screen.live():
                 await show.play()
-    show.farewell(output)
-    return EXIT_DONE
+        show.farewell(output)
+        return EXIT_DONE
+    raise NetworkError(f"the demo took longer than {DEADLINE_S / 60:.0f} minutes; its logs: {out / 'logs'}")
 
 
 class _Screen:
