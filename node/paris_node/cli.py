@@ -168,7 +168,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=0, help="Experts a step; 0 means all.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="euler, heun, unipc or dpm.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", help="PNG file, or a folder. Default: here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .png file for one image, or a folder. Default: here.")
+    ] = None,
     grid: Annotated[
         Path | None, typer.Option("--grid", help="Also write one PNG with a row of images a prompt.")
     ] = None,

@@ -6,7 +6,7 @@ Does not own: options, progress bars.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from paris_p2p import clock
 from paris_p2p.diffusion.grid import grid
 from paris_p2p.diffusion.pipeline import ParisPipeline
 from paris_p2p.diffusion.training import pick_device
-from paris_p2p.errors import StoreError
+from paris_p2p.errors import ConfigError, StoreError
 
 SMALL_PARAMETERS = 20_000_000
 MAX_STEM = 48
@@ -42,7 +42,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`phase` is `load` (`item`: the part) or `sample` (`item` empty); `done` of `total`."""
+    """`phase` is `load` (`item`: the part) or `sample` (`item` empty); `done` of `total`.
+
+    An expert is loaded when it first gets weight: `load` goes on, with a larger `total`, while sampling."""
 
     phase: str
     done: int
@@ -52,8 +54,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """`paths`: the images in order; `grid`: the sheet of all, if several. `seconds`: of sampling, without
-    loading. `experts`: samples each expert computed."""
+    """`paths`: the images in order; `grid`: the sheet of all, if several. `seconds`: of sampling, with the
+    loading of the experts it needed. `experts`: samples each expert there is computed."""
 
     paths: tuple[Path, ...]
     grid: Path | None
@@ -73,11 +75,16 @@ def generate(
     grid_path: Path | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> Generated:
-    """Load the model in folder `model`, make the pictures, write them as PNGs into folder `out`.
+    """Load what is needed of the model in folder `model`, make the pictures, write them as PNGs.
 
-    With more than one image a grid is written as well, a row a prompt, to `grid_path` or into `out`.
-    Raises `ConfigError`, `StoreError`.
+    `out` is a folder, or a `.png` file for exactly one image. With more than one image a grid is written as
+    well, a row a prompt, to `grid_path` or into `out`. Raises `ConfigError`, `StoreError`.
     """
+    if _is_file(out) and len(request.prompts) * request.count != 1:
+        raise ConfigError(
+            f"{out} is one file, and several images are asked for: give a folder with --out, and --grid for "
+            "one file with all of them"
+        )
     pipe = load(model, request.device, on_progress)
     started = clock.monotonic()
     images = pipe(
@@ -96,23 +103,29 @@ def generate(
 
 
 def load(model: Path, device: str = "auto", on_progress: OnProgress = lambda _: None) -> ParisPipeline:
-    """The pipeline in folder `model`, on `device`. Raises `ConfigError`."""
+    """The pipeline in folder `model`, on `device`, its experts not loaded yet. Raises `ConfigError`."""
     wanted = pick_device(device)
     pipe = ParisPipeline.from_pretrained(
-        model, on_part=lambda done, total, name: on_progress(Progress("load", done, total, name))
+        model,
+        on_part=lambda done, total, name: on_progress(Progress("load", done, total, name)),
+        lazy_experts=True,
     )
     pipe.to(wanted)
     if torch.device(wanted).type == "cpu":
-        _spare_threads(pipe)
+        _spare_threads(model, pipe.present)
     return pipe
 
 
-def _spare_threads(pipe: ParisPipeline) -> None:
+def _spare_threads(model: Path, experts: Iterable[int]) -> None:
     """One thread for small networks: their operations are shorter than handing them out takes, and on a busy
     machine several threads wait for each other (8 digits: 28 s with two threads, 1.7 s with one)."""
-    largest = max(sum(p.numel() for p in expert.parameters()) for expert in pipe.experts.values())
-    if largest < SMALL_PARAMETERS:
+    if all(_parameters(model / f"expert_{cluster}") < SMALL_PARAMETERS for cluster in experts):
         torch.set_num_threads(1)
+
+
+def _parameters(folder: Path) -> int:
+    """About how many parameters the network in `folder` has, by the size of its F32 weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 4
 
 
 def parameters(pipe: ParisPipeline, request: Request, prompt: str, seed: int) -> dict[str, Any]:
@@ -137,21 +150,28 @@ def _save(
     seed = pipe.seed_used or 0
     paths = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder = out.parent if _is_file(out) else out
+        folder.mkdir(parents=True, exist_ok=True)
         for place, image in enumerate(images):
             prompt, number = request.prompts[place // request.count], seed + place % request.count
-            path = out / f"{place // request.count:02d}-{_stem(prompt)}-{number}.png"
+            name = out.name if _is_file(out) else f"{place // request.count:02d}-{_stem(prompt)}-{number}.png"
+            path = folder / name
             image.save(path, pnginfo=_metadata(parameters(pipe, request, prompt, number)))
             paths.append(path)
-        if len(images) == 1:
+        if len(images) == 1 and grid_path is None:
             return tuple(paths), None
-        sheet = grid_path if grid_path is not None else out / f"grid-{seed}.png"
+        sheet = grid_path if grid_path is not None else folder / f"grid-{seed}.png"
         sheet.parent.mkdir(parents=True, exist_ok=True)
         first = parameters(pipe, request, " | ".join(request.prompts), seed)
         grid(images, request.count, request.prompts).save(sheet, pnginfo=_metadata(first))
     except OSError as error:
         raise StoreError(f"the images cannot be written to {out}: {error}") from None
     return tuple(paths), sheet
+
+
+def _is_file(out: Path) -> bool:
+    """Whether `out` names one image, and no folder."""
+    return out.suffix.lower() == ".png" and not out.is_dir()
 
 
 def _metadata(values: dict[str, Any]) -> PngInfo:

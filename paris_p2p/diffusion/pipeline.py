@@ -15,7 +15,8 @@ import importlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,26 @@ MAX_IMAGES = 4096
 
 OnStep = Callable[[int, int], None]
 """Called with (evaluations done, evaluations in all)."""
+OnPart = Callable[[int, int, str], None]
+"""Called with (parts loaded, parts asked for so far, the part that is next: empty if that is all)."""
+
+
+class _Members(Mapping[int, Member]):
+    """The experts `present`, each made by `make` when it is asked for."""
+
+    def __init__(self, present: Sequence[int], make: Callable[[int], Member]) -> None:
+        self._present, self._make = present, make
+
+    def __getitem__(self, cluster: int) -> Member:
+        if cluster not in self._present:
+            raise KeyError(cluster)
+        return self._make(cluster)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._present)
+
+    def __len__(self) -> int:
+        return len(self._present)
 
 
 class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
@@ -64,6 +85,7 @@ class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         self.register_modules(**parts)
         settings = {name: value for name, value in parts_and_settings.items() if not is_part(name)}
         self.register_to_config(**settings)
+        self._unloaded: dict[str, Callable[[], nn.Module]] = {}
         self.experts_used: dict[str, int] = {}
         self.seed_used: int | None = None
 
@@ -73,26 +95,46 @@ class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         folder: str | Path,
         *,
         torch_dtype: torch.dtype | None = None,
-        on_part: Callable[[int, int, str], None] | None = None,
+        on_part: OnPart | None = None,
+        lazy_experts: bool = False,
         **replacements: Any,
     ) -> Self:
         """The pipeline in `folder`, in evaluation mode, on the CPU.
 
         `replacements`: parts to use instead of the folder's, `expert_1=None` leaves one out. `torch_dtype` is
-        for the networks. `on_part(done, total, name)` is called before each part. Raises `ConfigError`.
+        for the networks. `on_part` is called before each part and after the last. With `lazy_experts` an
+        expert is loaded when it is first given weight or asked for by name, so that `ConfigError` may come
+        then, and `on_part` hears of it as one part more. Raises `ConfigError`.
         """
         root = Path(folder)
         index = {**read_index(root), **replacements}
         names = [name for name in index if is_part(name) and name not in replacements]
-        for done, name in enumerate(names):
-            if on_part is not None:
-                on_part(done, len(names), name)
-            index[name] = _load_part(root / name, index[name], torch_dtype)
-        return cls(**index)
+        for name in names:
+            _check_part(root / name, index[name])
+        later = {name: index.pop(name) for name in names if lazy_experts and EXPERT_NAME.fullmatch(name)}
+        loader = _Loader(root, torch_dtype, on_part, len(names) - len(later))
+        for name in names:
+            if name not in later:
+                index[name] = loader.load(name, index[name])
+        pipe = cls(**index)
+        pipe._unloaded = {name: partial(loader.load_one_more, name, entry) for name, entry in later.items()}
+        return pipe
+
+    def __getattr__(self, name: str) -> Any:
+        """A part that is not loaded yet is loaded now; called only for what is no attribute yet."""
+        unloaded = self.__dict__.get("_unloaded", {})
+        if name not in unloaded:
+            return super().__getattr__(name)
+        network = unloaded[name]().to(self.device, self.dtype)
+        self.register_modules(**{name: network})
+        del unloaded[name]
+        return network
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write every part and `model_index.json` into `save_directory`, making it."""
         root = Path(save_directory)
+        for cluster in self.present:
+            self._expert(cluster)  # has to be loaded to be written
         for name, part in self.components.items():
             if part is not None:
                 part.save_pretrained(root / name)
@@ -106,10 +148,20 @@ class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
 
     @property
     def experts(self) -> dict[int, nn.Module]:
-        """The experts there are, by cluster."""
-        found = {name: getattr(self, name) for name in self.config if EXPERT_NAME.fullmatch(name)}
-        there = {int(name.removeprefix("expert_")): part for name, part in found.items() if part is not None}
-        return dict(sorted(there.items()))
+        """The experts there are, by cluster, loading what is not loaded yet."""
+        return {cluster: self._expert(cluster) for cluster in self.present}
+
+    @property
+    def present(self) -> list[int]:
+        """The clusters whose expert is there, loaded or not."""
+        loaded = (name for name in self.config if EXPERT_NAME.fullmatch(name))
+        there = {name for name in loaded if getattr(self, name) is not None}
+        unloaded = {name for name in self._unloaded if name not in self.__dict__}
+        return sorted(int(name.removeprefix("expert_")) for name in there | unloaded)
+
+    def _expert(self, cluster: int) -> nn.Module:
+        network: nn.Module = getattr(self, f"expert_{cluster}")
+        return network
 
     @torch.no_grad()
     def __call__(
@@ -166,7 +218,7 @@ class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
     def _members(self) -> Mapping[int, Member]:
         objectives = self.config["objectives"]
         limit = 1.0 if self.config["latents"]["space"] == "pixel" else 8.0  # VAE latents have no hard bound
-        return {k: Member(part, objectives[f"expert_{k}"], limit) for k, part in self.experts.items()}
+        return _Members(self.present, lambda k: Member(self._expert(k), objectives[f"expert_{k}"], limit))
 
     def _scheduler(self, name: str | None) -> Any:
         return make_scheduler(self.config["sampling"]["scheduler"] if name is None else name)
@@ -216,12 +268,44 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged: {error}") from None
 
 
-def _load_part(folder: Path, entry: Any, dtype: torch.dtype | None) -> Any:
-    """The part in `folder`; `entry` is its (module, class) in the index."""
+class _Loader:
+    """Loads parts of the model in `root`, one after another, and tells `on_part`.
+
+    `total`: how many are asked for at first."""
+
+    def __init__(self, root: Path, dtype: torch.dtype | None, on_part: OnPart | None, total: int) -> None:
+        self._root, self._dtype, self._on_part = root, dtype, on_part
+        self._done, self._total = 0, total
+
+    def load(self, name: str, entry: Any) -> Any:
+        """The part `name`, one of the `total`. Raises `ConfigError`."""
+        self._tell(name)
+        part = _load_part(self._root / name, entry, self._dtype)
+        self._done += 1
+        if self._done == self._total:
+            self._tell("")
+        return part
+
+    def load_one_more(self, name: str, entry: Any) -> Any:
+        """The part `name`, in addition to the `total` so far. Raises `ConfigError`."""
+        self._total = self._done + 1
+        return self.load(name, entry)
+
+    def _tell(self, name: str) -> None:
+        if self._on_part is not None:
+            self._on_part(self._done, self._total, name)
+
+
+def _check_part(folder: Path, entry: Any) -> None:
+    """Whether `entry` of the index, (module, class), may be loaded from `folder`. Raises `ConfigError`."""
     if tuple(entry) not in LOADABLE:
         raise ConfigError(f"{folder.parent / INDEX_NAME} names an unknown class for {folder.name}: {entry}")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is missing, though {INDEX_NAME} lists it: fetch the model again")
+
+
+def _load_part(folder: Path, entry: Any, dtype: torch.dtype | None) -> Any:
+    """The part in `folder`; `entry` is its (module, class) in the index, as `_check_part` allows it."""
     module_name, class_name = entry
     kind = getattr(importlib.import_module(module_name), class_name)
     if not issubclass(kind, nn.Module):

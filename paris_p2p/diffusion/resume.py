@@ -51,13 +51,14 @@ def save_resume(trainer: Trainer, folder: Path) -> None:
     (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 
-def load_resume(trainer: Trainer, folder: Path) -> None:
+def load_resume(trainer: Trainer, folder: Path, signed_step: int | None = None) -> None:
     """Put a fresh `trainer` where the bundle in `folder` stopped.
 
-    The bundle is a stranger's: everything is checked before anything is used. Raises `TrainingError` of kind
-    `bad_resume` naming what is wrong.
+    The bundle is a stranger's: everything is checked before anything is used. `signed_step`: the step its
+    signed statement names, if known; without it a bundle that claims to be finished is refused. Raises
+    `TrainingError` of kind `bad_resume` naming what is wrong.
     """
-    step = _checked_step(trainer, folder / STATE_NAME)
+    step = _checked_step(trainer, folder / STATE_NAME, signed_step)
     tensors = _checked_tensors(trainer, folder / TENSORS_NAME)
     try:
         trainer.generator.set_state(tensors["generator"])
@@ -93,7 +94,7 @@ def _bad(message: str) -> TrainingError:
     return TrainingError("bad_resume", message)
 
 
-def _checked_step(trainer: Trainer, path: Path) -> int:
+def _checked_step(trainer: Trainer, path: Path, signed_step: int | None) -> int:
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
             raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
@@ -104,6 +105,10 @@ def _checked_step(trainer: Trainer, path: Path) -> int:
     training = trainer.plan.training
     if type(step) is not int or not 0 < step <= training.steps:
         raise _bad(f"the bundle names step {step!r} of {training.steps}")
+    if signed_step is not None and step != signed_step:
+        raise _bad(f"the bundle is of step {step}, its signed statement of step {signed_step}")
+    if signed_step is None and step == training.steps:
+        raise _bad(f"the bundle claims that all {step} steps are done, which no signed statement says")
     wanted = {
         "format": FORMAT,
         "role": trainer.plan.role,

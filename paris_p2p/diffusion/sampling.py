@@ -7,6 +7,7 @@ The mixture's velocity is v(x, t) = sum_k p(k | x, t) v_k(x, t) (McAllister et a
 models, 2025), recomputed at every step. Guidance is applied inside each expert, then mixed.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from paris_p2p.diffusion import objectives
 from paris_p2p.diffusion.expert import predict
 from paris_p2p.errors import ConfigError
 from paris_p2p.store.model_folder import SCHEDULERS
+
+log = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
 
@@ -65,8 +68,9 @@ def expert_weights(logits: Tensor, present: Sequence[int], top_k: int) -> Tensor
 class Ensemble:
     """Experts by cluster, the router among them, and how to combine them.
 
-    `router` may be missing only when there is one expert. `calls` counts the samples each expert computed
-    (one a sample and step, however many network evaluations guidance makes of it).
+    Without `router` every expert present weighs the same, whatever `top_k` is: nothing tells them apart.
+    A member is looked up only when it has weight, so `members` may load it then. `calls` counts the samples
+    each expert computed (one a sample and step, however many network evaluations guidance makes of it).
     """
 
     members: Mapping[int, Member]
@@ -78,31 +82,33 @@ class Ensemble:
     def __post_init__(self) -> None:
         if not self.members:
             raise ConfigError("the model has no expert: fetch it again")
-        if self.router is None and len(self.members) > 1:
-            raise ConfigError(
-                "the model's router is missing, and without it nothing says which of its experts to use: "
-                "wait until the router is trained and fetch the model again"
-            )
         if self.top_k < 0:
             raise ConfigError("top_k is the number of experts a step uses, or 0 for all")
+        if self.router is None and len(self.members) > 1:
+            log.warning(
+                "the model's router is missing: its %d experts are mixed evenly, and the images will be poor "
+                "until the router is trained and the model fetched again",
+                len(self.members),
+            )
 
     def velocity(self, x: Tensor, t: float, text: Tensor, uncond: Tensor) -> Tensor:
         """The mixture's guided velocity. x: (N, C, S, S), t in [0, 1], text: (N, T, W), uncond: (T, W)."""
         times = torch.full((len(x),), t, device=x.device)  # (N,)
         weights = self._weights(x, times, text)  # (N, K) in the order of `members`
         total = torch.zeros_like(x)
-        for place, (cluster, member) in enumerate(self.members.items()):
+        for place, cluster in enumerate(self.members):
             rows = weights[:, place].nonzero()[:, 0]  # (n,): only these samples ask this expert
             if len(rows) == 0:
                 continue
             self.calls[cluster] += len(rows)
-            v = self._guided(member, x[rows], times[rows], text[rows], uncond)  # (n, C, S, S)
+            v = self._guided(self.members[cluster], x[rows], times[rows], text[rows], uncond)  # (n, C, S, S)
             total[rows] += weights[rows, place].view(-1, 1, 1, 1) * v
         return total
 
     def _weights(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         if self.router is None:
-            return torch.ones(len(x), 1, device=x.device)
+            experts = len(self.members)
+            return torch.full((len(x), experts), 1 / experts, device=x.device)
         logits = self.router(x, t, text)  # (N, K)
         present = list(self.members)
         if max(present) >= logits.shape[1]:

@@ -4,9 +4,10 @@ Owns: the messages to and from the parent, when to report and when to write a ch
 training itself (`training`), the files' formats (`resume`). Reads local files only.
 
 First message down: {"type": "start", "manifest", "role", "variant", "device", "shards": [{"cluster", "train",
-"heldout"}], "resume", "out", "threads"}, then at any time {"type": "stop"}. Messages up: "ready", "step",
-"checkpoint", "finished", "stopped", "error" (with a "kind"). A folder named in a "checkpoint" belongs to the
-parent from then on. Exit status: 0 finished or stopped, 1 after "error", 70 when the parent is gone.
+"heldout"}], "resume", "resume_step" (optional: the step that the bundle's signed statement names), "out",
+"threads"}, then at any time {"type": "stop"}. Messages up: "ready", "step", "checkpoint", "finished",
+"stopped", "error" (with a "kind"). A folder named in a "checkpoint" belongs to the parent from then on. Exit
+status: 0 finished or stopped, 1 after "error", 70 when the parent is gone.
 """
 
 import math
@@ -37,7 +38,9 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The parent's first message. `shards`: (cluster, folder of the train shard, of the held-out one)."""
+    """The parent's first message. `shards`: (cluster, folder of the train shard, of the held-out one).
+
+    `resume_step`: the step the signed statement of `resume` names, if the parent says it."""
 
     manifest: Path
     role: Role
@@ -47,6 +50,7 @@ class Start:
     resume: Path | None
     out: Path
     threads: int
+    resume_step: int | None = None
 
 
 def parse_start(message: dict[str, Any] | None) -> Start:
@@ -65,6 +69,7 @@ def parse_start(message: dict[str, Any] | None) -> Start:
             resume=Path(message["resume"]) if message["resume"] is not None else None,
             out=Path(message["out"]),
             threads=int(message["threads"]),
+            resume_step=int(message["resume_step"]) if message.get("resume_step") is not None else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LocalProtocolError(f"the start message is malformed: {error!r}") from None
@@ -89,7 +94,7 @@ def run(start: Start, link: Link) -> None:
     heldout = Examples([load_shard(folder, recipe, cluster) for cluster, _, folder in start.shards])
     trainer = Trainer(recipe, start.role, start.variant, train, heldout, start.device)
     if start.resume is not None:
-        load_resume(trainer, start.resume)
+        load_resume(trainer, start.resume, start.resume_step)
     Session(trainer, link, start.out, recipe.checkpoint_interval_steps).run()
 
 

@@ -8,6 +8,7 @@ chance comes from one CPU generator that is part of the resume bundle, and the d
 """
 
 import math
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from paris_p2p.wire.manifest import Recipe, Training
 HELDOUT_SAMPLES = 256
 """(image, t, eps) triples a held-out loss averages over: a percent or so of noise, at little cost."""
 MICRO_BATCH = 64
+_CUDA_INDEX = re.compile(r"cuda:(0|[1-9][0-9]{0,2})")
 
 
 class TrainingError(WorkerError):
@@ -60,13 +62,26 @@ def plan(recipe: Recipe, role: Role, variant: int) -> Plan:
 
 
 def pick_device(wanted: str) -> str:
-    """`cuda`, `mps` or `cpu` for `auto` or one of these. Raises `ConfigError` when it is not there."""
+    """`cuda`, `mps` or `cpu` for `auto`; one of these or `cuda:N` for itself.
+
+    Raises `ConfigError` when it is not there.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
+    if numbered := _CUDA_INDEX.fullmatch(wanted):
+        available[wanted] = int(numbered[1]) < torch.cuda.device_count()
     if not available.get(wanted, False):
         raise ConfigError(f"device {wanted!r} is not available here; use auto or cpu")
     return wanted
+
+
+def _accelerator(device: str, precision: str) -> Accelerator:
+    """The accelerator for what `pick_device` makes of `device`."""
+    picked = pick_device(device)
+    if picked.startswith("cuda:"):
+        torch.cuda.set_device(picked)  # Accelerate takes the current one
+    return Accelerator(cpu=picked == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -95,10 +110,7 @@ class Trainer:
         self.train_data, self.heldout_data = train, heldout
         self.step = 0
         training = self.plan.training
-        self.accelerator = Accelerator(
-            cpu=pick_device(device) == "cpu",
-            mixed_precision="bf16" if training.precision == "bf16" else "no",
-        )
+        self.accelerator = _accelerator(device, training.precision)
         architecture = recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
         model = networks.build(architecture, training.seed, role, "weights").to(self.accelerator.device)
         optimizer = torch.optim.AdamW(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paris_p2p.diffusion.generate import Generated, Progress, Request, generate
+from paris_p2p.diffusion.generate import Generated, Progress, Request, generate, load
 from paris_p2p.diffusion.grid import GAP, LABEL_HEIGHT, grid
 from paris_p2p.diffusion.pipeline import ParisPipeline
 from paris_p2p.diffusion.resume import save_weights
@@ -133,10 +133,81 @@ def test_an_expert_may_be_left_out_by_hand(make_model: MakeModel) -> None:
     assert pipe.experts_used == {"expert_0": 20}
 
 
-def test_a_model_without_router_says_what_to_do(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match="router is missing"):
-        ParisPipeline.from_pretrained(make_model(ROUTER))("seven")
+def test_a_model_without_router_mixes_its_experts_evenly(
+    make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model(ROUTER))
+    assert pipe("seven", top_k=1).images
+    assert pipe.experts_used == {"expert_0": 20, "expert_1": 20}
+    assert "router is missing" in caplog.text
     assert ParisPipeline.from_pretrained(make_model(ROUTER, "expert-1"))("seven").images
+
+
+def test_a_lazy_expert_is_loaded_when_it_is_first_given_weight(make_model: MakeModel) -> None:
+    folder, seen = make_model(), list[tuple[int, int, str]]()
+    eager = ParisPipeline.from_pretrained(folder)
+    lazy = ParisPipeline.from_pretrained(folder, lazy_experts=True, on_part=lambda *part: seen.append(part))
+    assert lazy.present == [0, 1]
+    assert {name for _, _, name in seen} == {"router", "scheduler", "text_encoder", "tokenizer", ""}
+    assert seen[-1] == (4, 4, "")
+
+    def draw(pipe: ParisPipeline) -> torch.Tensor:
+        images: torch.Tensor = pipe(
+            "seven", seed=2, num_inference_steps=1, top_k=1, output_type="latent"
+        ).images
+        return images
+
+    assert torch.equal(draw(lazy), draw(eager))
+    assert lazy.experts_used == eager.experts_used
+    used = [name for name, calls in lazy.experts_used.items() if calls]
+    assert len(used) == 1  # one step, Top-1
+    assert [name for name in lazy.components if name.startswith("expert")] == used
+    assert seen[5:] == [(4, 5, used[0]), (5, 5, "")]
+
+
+def test_lazy_experts_draw_the_same_images_and_are_loaded_once(make_model: MakeModel) -> None:
+    folder, seen = make_model(), list[str]()
+    eager = ParisPipeline.from_pretrained(folder)
+    lazy = ParisPipeline.from_pretrained(
+        folder, lazy_experts=True, on_part=lambda done, total, name: seen.append(name)
+    )
+    for seed in (1, 2):
+        images = [pipe(["seven", "eight"], seed=seed, output_type="pt").images for pipe in (lazy, eager)]
+        assert torch.equal(*images)
+    assert [seen.count(f"expert_{k}") for k in (0, 1)] == [1, 1]
+
+
+def test_a_lazy_expert_is_loaded_by_name_and_by_saving(make_model: MakeModel, tmp_path: Path) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model(), lazy_experts=True)
+    network = pipe.expert_1
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
+    assert pipe.expert_1 is pipe.experts[1] is network
+    with pytest.raises(AttributeError, match="expert_7"):
+        _ = pipe.expert_7
+    again = ParisPipeline.from_pretrained(make_model(), lazy_experts=True)
+    again.expert_1 = None
+    assert again.present == [0]
+    again.save_pretrained(tmp_path / "copy")
+    assert ParisPipeline.from_pretrained(tmp_path / "copy").present == [0]
+
+
+def test_a_missing_lazy_expert_is_named_at_once_a_damaged_one_when_it_is_needed(
+    make_model: MakeModel,
+) -> None:
+    folder = make_model()
+    weights = folder / "expert_1" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()  # it is a hard link: writing through it would damage its source
+    weights.write_bytes(b"\0" * 100)
+    pipe = ParisPipeline.from_pretrained(folder, lazy_experts=True)
+    assert pipe.expert_0 is not None
+    with pytest.raises(ConfigError, match="expert_1 cannot be loaded"):
+        _ = pipe.expert_1
+    weights.unlink()
+    (folder / "expert_1" / "config.json").unlink()
+    (folder / "expert_1").rmdir()
+    with pytest.raises(ConfigError, match="expert_1 is missing"):
+        ParisPipeline.from_pretrained(folder, lazy_experts=True)
 
 
 def test_a_missing_text_encoder_is_named_when_it_is_needed(make_model: MakeModel) -> None:
@@ -198,6 +269,43 @@ def test_generating_several_images_makes_a_grid(generated: tuple[Generated, list
     assert result.grid is not None
     with Image.open(result.grid) as sheet:
         assert sheet.size == (2 * (96 + GAP) + GAP, 2 * (96 + LABEL_HEIGHT + GAP) + GAP)
+
+
+def test_one_image_may_be_given_a_file(make_model: MakeModel, tmp_path: Path) -> None:
+    path = tmp_path / "some" / "where" / "seven.png"
+    result = generate(make_model(), Request(("seven",), steps=1, device="cpu"), path)
+    assert (result.paths, result.grid) == ((path,), None)
+    with Image.open(path) as image:
+        assert image.size == (8, 8)
+    assert [p.name for p in path.parent.iterdir()] == ["seven.png"]
+
+
+def test_one_image_gets_the_grid_that_was_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
+    path, sheet = tmp_path / "seven.png", tmp_path / "sheet.png"
+    result = generate(make_model(), Request(("seven",), steps=1, device="cpu"), path, grid_path=sheet)
+    assert result.grid == sheet
+    assert sheet.is_file()
+
+
+@pytest.mark.parametrize("request_", [Request(("seven",), count=2), Request(("seven", "eight"))])
+def test_several_images_do_not_fit_a_file(request_: Request, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"give a folder .* --grid"):
+        generate(tmp_path / "not even read", request_, tmp_path / "image.png")
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(10**9, 1), (1, 2)])
+def test_small_networks_are_given_one_thread_before_any_expert_is_loaded(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, limit: int, threads: int
+) -> None:
+    monkeypatch.setattr("paris_p2p.diffusion.generate.SMALL_PARAMETERS", limit)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pipe = load(make_model(), "cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert not [name for name in pipe.components if name.startswith("expert")]
 
 
 def test_images_that_cannot_be_written_are_the_operator_s_business(

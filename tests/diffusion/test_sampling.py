@@ -145,6 +145,23 @@ def test_only_the_samples_routed_to_an_expert_reach_it() -> None:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 0])
+def test_without_a_router_all_experts_weigh_the_same_and_a_warning_says_so(
+    top_k: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ensemble(*means: float) -> Ensemble:
+        members = {3 * k: Member(GaussianExpert(mean, 0.2)) for k, mean in enumerate(means)}
+        return Ensemble(members, None, top_k=top_k)
+
+    x, text = image_noise(0, 5, (1, 1, 1)), TEXT.expand(5, -1, -1)
+    alone = [ensemble(mean).velocity(x, 0.5, text, UNCOND) for mean in MEANS]
+    assert caplog.text == ""
+    together = ensemble(*MEANS)
+    assert "router is missing" in caplog.text
+    assert torch.allclose(together.velocity(x, 0.5, text, UNCOND), sum(alone) / torch.tensor(3.0), atol=1e-6)
+    assert dict(together.calls) == {0: 5, 3: 5, 6: 5}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 0])
 def test_identical_experts_give_one_answer_however_they_are_mixed(top_k: int) -> None:
     network = networks.build(toy_expert(), 0)
     with torch.no_grad():
@@ -191,8 +208,6 @@ def test_what_cannot_be_sampled_is_named() -> None:
     member = Member(GaussianExpert(0.0, 0.2))
     with pytest.raises(ConfigError, match="no expert"):
         Ensemble({}, None)
-    with pytest.raises(ConfigError, match="router is missing"):
-        Ensemble({0: member, 1: member}, None)
     with pytest.raises(ConfigError, match="top_k"):
         Ensemble({0: member}, None, top_k=-1)
     with pytest.raises(ConfigError, match="expert_5"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import trio
 
+from paris_p2p.diffusion.resume import save_resume
 from paris_p2p.diffusion.train_worker import Session, error_kind, parse_start, run
 from paris_p2p.diffusion.training import TrainingError
 from paris_p2p.errors import ConfigError, LocalProtocolError
@@ -111,6 +112,37 @@ def test_a_bad_resume_bundle_ends_it_before_it_is_ready(tmp_path: Path) -> None:
         run(parse_start(start_message(tmp_path, toy_recipe(), str(tmp_path / "nothing"))), link)
     assert error_kind(caught.value) == "bad_resume"
     assert link.sent == []
+
+
+def test_a_bundle_must_be_of_the_step_its_signed_statement_names(tmp_path: Path) -> None:
+    recipe = toy_recipe()
+    trainer = toy_trainer(recipe)
+    trainer.train_step()
+    save_resume(trainer, tmp_path / "bundle")
+    message = start_message(tmp_path, recipe, str(tmp_path / "bundle"))
+    link = RecordedLink(after=1)
+    with pytest.raises(TrainingError, match="step 7") as caught:
+        run(parse_start({**message, "resume_step": 7}), link)
+    assert error_kind(caught.value) == "bad_resume"
+    run(parse_start({**message, "resume_step": 1}), link)
+    assert (kinds(link), link.sent[0]["step"]) == (["ready", "stopped"], 1)
+
+
+def test_a_device_that_is_not_there_is_a_matter_of_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cuda:99") as caught:
+        run(parse_start({**start_message(tmp_path, toy_recipe()), "device": "cuda:99"}), RecordedLink())
+    assert error_kind(caught.value) == "config"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+async def test_the_trainer_runs_on_the_accelerator_that_was_named(tmp_path: Path) -> None:
+    device = f"cuda:{torch.cuda.device_count() - 1}"
+    async with open_worker("paris_p2p.diffusion.train_worker") as worker:
+        await worker.send({**start_message(tmp_path, toy_recipe()), "device": device})
+        messages = await until_end(worker)
+    assert messages[0]["device"] == "cuda"
+    assert messages[-1] == {"type": "finished", "step": 8}
 
 
 def test_a_session_stopped_without_progress_writes_nothing(tmp_path: Path) -> None:

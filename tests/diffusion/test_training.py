@@ -188,6 +188,38 @@ def test_a_spoilt_resume_bundle_is_refused(bundle: Path, spoil: Callable[[Path],
     assert caught.value.kind == "bad_resume"
 
 
+def test_a_bundle_of_another_step_than_the_signed_one_is_refused(bundle: Path) -> None:
+    with pytest.raises(TrainingError, match="of step 2, its signed statement of step 3") as caught:
+        load_resume(toy_trainer(toy_recipe()), bundle, 3)
+    assert caught.value.kind == "bad_resume"
+    trainer = toy_trainer(toy_recipe())
+    load_resume(trainer, bundle, 2)
+    assert trainer.step == 2
+
+
+def test_a_finished_bundle_is_taken_only_if_the_signed_statement_says_so(bundle: Path) -> None:
+    edit_state(bundle, step=8, data_cursor=64)
+    for signed_step in (None, 2):
+        with pytest.raises(TrainingError, match="signed statement") as caught:
+            load_resume(toy_trainer(toy_recipe()), bundle, signed_step)
+        assert caught.value.kind == "bad_resume"
+    trainer = toy_trainer(toy_recipe())
+    load_resume(trainer, bundle, 8)
+    assert trainer.finished
+
+
+@pytest.mark.parametrize("index", ["2", "99", "-1", "01", "x", ""])
+def test_an_accelerator_is_chosen_by_index_if_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert training.pick_device("cuda:0") == "cuda:0"
+    assert training.pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(ConfigError, match=f"cuda:{index}"):
+        training.pick_device(f"cuda:{index}")
+
+
 def test_a_missing_device_or_variant_is_named() -> None:
     with pytest.raises(ConfigError, match="quantum"):
         training.pick_device("quantum")
