@@ -60,7 +60,7 @@ class Limits:
     max_requests: int = 128
     hello_s: float = 10.0
     request_s: float = 20.0  # without any block from the peer; four times that in all
-    metadata_s: float = 20.0
+    metadata_s: float = 5.0  # one chunk; a fetch that waits longer should ask another peer
     keep_alive_s: float = 30.0
     silence_s: float = 75.0
     max_metadata_requests: int = 8

@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 READ_BYTES = 1 << 20
 SERVE_BYTES = 512 * 1024  # read from disk at once
 MAX_UNSENT_BYTES = 1 << 20  # of blocks; then serving waits for the writing task
+MAX_BACKLOG_BYTES = 4 << 20  # of everything; served blocks stay below: one batch above MAX_UNSENT_BYTES
+FEED_BYTES = 64 * 1024  # decoded at once: what a flood of messages without meaning can hold us up for
+EVENTS_AT_ONCE = 64  # then other tasks have their turn
+MAX_TEXT_CHARS = 200  # of what a stranger says, in our logs and messages
 TICK_S = 1.0
 FAREWELL_S = 1.0
 GREETING_S = 10.0
@@ -89,11 +93,13 @@ class Connection:
         return () if self.session.peer is None else self.session.peer.addresses
 
     def send(self, data: bytes) -> None:
-        """Queues `data`; the writing task takes it from there."""
+        """Queues `data`; the writing task takes it from there. A peer that does not read is left."""
         if data:
             self._unsent.append(data)
             self._unsent_bytes += len(data)
             self._writable.set()
+            if self._unsent_bytes > MAX_BACKLOG_BYTES:
+                self.end(m.BYE_SILENT, TransportError("the peer asks and does not read the answers"))
 
     def end(self, code: int, failure: ParisError | None = None) -> None:
         """Ends the session from our side, once: `code` is what the peer is told."""
@@ -106,8 +112,15 @@ class Connection:
     def ending(self) -> bool:
         return self._scope.cancel_called
 
+    @property
+    def usable(self) -> bool:
+        """Whether anything may still be sent: neither side has ended the session."""
+        return not self.ending and self.session.state is State.OPEN
+
     def choke(self, choked: bool) -> None:
         """Gives or takes the peer's upload slot; what it asked for and did not get is rejected."""
+        if not self.usable:
+            return
         now = trio.current_time()
         self.slot_since = now
         if not choked:
@@ -161,22 +174,28 @@ class Connection:
 
     async def _read(self) -> None:
         self.owner.opened(self)
+        data = b""  # the peer's first messages came with its hello
         while True:
-            self._handle_events()
-            if self.session.state is State.CLOSED:
-                self._scope.cancel()
-                return
+            for start in range(0, max(len(data), 1), FEED_BYTES):
+                self.session.feed(data[start : start + FEED_BYTES], trio.current_time())
+                await self._handle_events()
+                if self.session.state is State.CLOSED:
+                    self._scope.cancel()
+                    return
+            if self.usable:
+                self.owner.idle(self)
             data = await self._stream.receive_some(READ_BYTES)
             if not data:
                 raise TransportError("the peer closed the stream")
-            self.session.feed(data, trio.current_time())
 
-    def _handle_events(self) -> None:
-        now = trio.current_time()
-        while not self.ending and (event := self.session.next_event(now)) is not None:
+    async def _handle_events(self) -> None:
+        handled = 0
+        while not self.ending and (event := self.session.next_event(trio.current_time())) is not None:
             self._handle(event)
-        if not self.ending and self.session.state is State.OPEN:
-            self.owner.idle(self)
+            handled += 1
+            if handled % EVENTS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
 
     def _handle(self, event: SessionEvent) -> None:
         match event:
@@ -268,9 +287,15 @@ class Connection:
             await trio.sleep(min(max(wait, 0.05), TICK_S))
             events = self.session.tick(trio.current_time())
             for event in events:
-                self._handle(event)
-            if events and not self.ending:
+                if self.usable:
+                    self._handle(event)
+            if events and self.usable:
                 self.owner.idle(self)
+
+
+def farewell_text(bye: m.Bye) -> str:
+    """What a stranger said when it left, fit for logs and terminals."""
+    return f"code {bye.code}: {bye.text[:MAX_TEXT_CHARS]!r}"
 
 
 async def receive_hello(stream: ByteStream, session: Session) -> m.Hello:
@@ -293,5 +318,5 @@ class Refused(TransportError):
     """The peer said goodbye instead of hello."""
 
     def __init__(self, bye: m.Bye) -> None:
-        super().__init__(f"the peer refuses (code {bye.code}): {bye.text}")
+        super().__init__(f"the peer refuses ({farewell_text(bye)})")
         self.code = bye.code

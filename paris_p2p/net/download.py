@@ -19,7 +19,7 @@ from paris_p2p.core.session import Event as SessionEvent
 from paris_p2p.core.session import RequestTimedOut, WastedBlock
 from paris_p2p.errors import RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId, PieceIndex
-from paris_p2p.net.connection import Connection
+from paris_p2p.net.connection import Connection, farewell_text
 from paris_p2p.net.metadata import MetadataFetch
 from paris_p2p.net.sources import Sources
 from paris_p2p.net.transport import Peer
@@ -118,6 +118,7 @@ class Download:
 
     def opened(self, connection: Connection) -> None:
         self.sources.add([Peer(connection.node_id, connection.addresses)])
+        self.sources.connected(connection.node_id)
         self._next_metadata()
 
     def closed(self, connection: Connection) -> None:
@@ -128,9 +129,7 @@ class Download:
             self._picker.remove_peer(connection)
         bye = connection.ended_by_peer
         if connection.failure is not None or bye is not None:
-            reason = (
-                str(connection.failure) if bye is None else f"it said goodbye (code {bye.code}) {bye.text}"
-            )
+            reason = str(connection.failure) if bye is None else f"it said goodbye ({farewell_text(bye)})"
             self.sources.failed(connection.node_id, reason, trio.current_time())
         self.sources_changed.set()
         self._next_metadata()
@@ -163,7 +162,7 @@ class Download:
 
     def _on_peers(self, event: m.Peers) -> None:
         peers = [Peer(NodeId(entry.node_id), entry.addresses) for entry in event.added]
-        if self.sources.add(peers):
+        if self.sources.add(peers, exchanged=True):
             self.sources_changed.set()
 
     # -- metadata --------------------------------------------------------------------------------
@@ -181,6 +180,8 @@ class Download:
 
     def _on_metadata(self, connection: Connection, chunk: m.Info | m.Layer) -> None:
         whole = self._metadata.receive(connection, chunk)
+        if len(chunk.data) == m.MAX_CHUNK_BYTES:  # less would let one peer hold the fetch with single bytes
+            self.last_progress = trio.current_time()
         if whole is None:
             self._next_metadata()
             return
@@ -200,6 +201,8 @@ class Download:
         def stored(error: object) -> None:
             if isinstance(error, RemoteProtocolError):
                 connection.end(m.BYE_VIOLATION, error)
+            else:
+                self.last_progress = trio.current_time()
             self._storing = False
             self._after_metadata()
 
@@ -258,7 +261,7 @@ class Download:
 
     def fill(self, connection: Connection) -> None:
         """Says whether we are interested, and asks for as much as the window allows."""
-        if self._picker is None or connection.ending:
+        if self._picker is None or not connection.usable:
             return
         now = trio.current_time()
         session = connection.session
@@ -353,7 +356,7 @@ class Download:
         connection.rejections = 0
         self.sources.delivered(connection.node_id)
         for other in self._picker.verified(piece):
-            if other is not connection and not other.ending:
+            if other is not connection and other.usable:
                 other.send(other.session.cancel(piece, now))
                 self._wasted += other.pipeline.drop(piece)
         for other in list(self._item.connections.values()):
@@ -362,7 +365,7 @@ class Download:
 
     def _tell(self, connection: Connection, piece: PieceIndex, now: float) -> None:
         assert self._picker is not None
-        if connection.ending:
+        if not connection.usable:
             return
         # who has it learns nothing from our Have; and a bitfield still to be sent will name it
         if connection.bitfield_sent and not self._picker.peer_has(connection, piece):
@@ -386,7 +389,7 @@ class Download:
         self._complete.set()
         now = trio.current_time()
         for connection in list(self._item.connections.values()):
-            if connection.ending:
+            if not connection.usable:
                 continue
             connection.send(connection.session.interest(False, now))
             if self._picker.peer_has_all(connection):

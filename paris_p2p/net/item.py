@@ -51,6 +51,7 @@ class Item:
         self.shared = shared
         self.download: Download | None = None
         self.connections: dict[NodeId, Connection] = {}
+        self.greetings = 0  # peers that are being greeted: their connections will come
         self._peers_sent = trio.current_time()
 
     # -- connections -----------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class Item:
 
     def send_bitfield(self, connection: Connection) -> None:
         """Tells what we have, as soon as we know how many pieces there are."""
-        if self.reader.layout is not None and not connection.bitfield_sent:
+        if self.reader.layout is not None and connection.usable and not connection.bitfield_sent:
             connection.bitfield_sent = True
             connection.send(connection.session.bitfield(self.reader.bitfield(), trio.current_time()))
 
@@ -181,10 +182,12 @@ class Item:
         now = trio.current_time()
         if now - self._peers_sent >= PEER_EXCHANGE_S:
             self._peers_sent = now
-            for connection in self.connections.values():
+            for connection in list(self.connections.values()):
                 self._send_peers(connection)
 
     def _send_peers(self, connection: Connection) -> None:
+        if not connection.usable:
+            return
         current = {n: c for n, c in self.connections.items() if n != connection.node_id and c.addresses}
         added = [n for n in current if n not in connection.known_peers][: m.MAX_PEERS_PER_MESSAGE]
         dropped = [n for n in connection.known_peers if n not in current][: m.MAX_PEERS_PER_MESSAGE]

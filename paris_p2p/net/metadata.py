@@ -34,7 +34,7 @@ class MetadataFetch:
         return self._current is not None
 
     def usable(self, connection: Connection) -> bool:
-        return connection not in self._without and not connection.ending
+        return connection not in self._without and connection.usable
 
     def may_have(self, connection: Connection) -> None:
         """The peer sent a bitfield, so it has the metadata now."""

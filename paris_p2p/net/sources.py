@@ -17,6 +17,7 @@ MAX_BACKOFF_S = 60.0
 @dataclass(slots=True)
 class _Source:
     peer: Peer
+    hearsay: bool  # known by peer exchange only, and never connected
     failures: int = 0
     not_before: float = 0.0
     reason: str = ""
@@ -32,19 +33,39 @@ class Sources:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def add(self, peers: Iterable[Peer]) -> bool:
-        """Learns peers and newer addresses; True when one was new. Without addresses none is learned."""
+    def add(self, peers: Iterable[Peer], *, exchanged: bool = False) -> bool:
+        """Learns peers and newer addresses; True when one was new. Without addresses none is learned.
+
+        `exchanged`: named by another peer, who may lie. That never changes what is known of a peer, and
+        makes way for peers from elsewhere when too many are known.
+        """
         fresh = False
         for peer in peers:
             if peer.node_id == self._own or not peer.addresses:
                 continue
             known = self._sources.get(peer.node_id)
             if known is not None:
-                known.peer = peer
-            elif len(self._sources) < MAX_SOURCES:
-                self._sources[peer.node_id] = _Source(peer)
+                if not exchanged:
+                    known.peer, known.hearsay = peer, False
+            elif len(self._sources) < MAX_SOURCES or self._make_room(exchanged):
+                self._sources[peer.node_id] = _Source(peer, exchanged)
                 fresh = True
         return fresh
+
+    def _make_room(self, exchanged: bool) -> bool:
+        """Forgets the source by hearsay that failed most; for another such one only if it did fail."""
+        hearsay = [source for source in self._sources.values() if source.hearsay]
+        worst = max(hearsay, key=lambda source: source.failures, default=None)
+        if worst is None or (exchanged and not worst.failures):
+            return False
+        del self._sources[worst.peer.node_id]
+        return True
+
+    def connected(self, node_id: NodeId) -> None:
+        """A session with this peer opened: it exists."""
+        source = self._sources.get(node_id)
+        if source is not None:
+            source.hearsay = False
 
     def failed(self, node_id: NodeId, reason: str, now: float) -> None:
         """A dial or a session with this peer failed: leave it alone, each time twice as long."""
@@ -65,7 +86,7 @@ class Sources:
         idle = [s for s in self._sources.values() if s.peer.node_id not in excluded]
         alone = not excluded and all(banned(source.peer.node_id, False) for source in idle)
         ready = [s for s in idle if s.not_before <= now and not banned(s.peer.node_id, alone)]
-        return [source.peer for source in sorted(ready, key=lambda source: source.failures)]
+        return [source.peer for source in sorted(ready, key=lambda source: (source.failures, source.hearsay))]
 
     def reasons(self) -> list[str]:
         """What went wrong with each source that failed last."""

@@ -25,8 +25,9 @@ from paris_p2p.net.download import Download, Progress
 from paris_p2p.net.host import open_host
 from paris_p2p.net.item import Item, Shared
 from paris_p2p.net.transport import ByteStream, Network, Peer, unwrapped
-from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.content_store import ContentStore, ItemBusyError
 from paris_p2p.store.item import StoredItem
+from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity, peer_id_text
@@ -42,6 +43,7 @@ SEND_S = 15.0
 HOUSEKEEPING_S = 1.0
 PROGRESS_S = 0.2
 SHUTDOWN_S = 3.0
+BUSY_RETRY_S = 0.5
 FEATURES = (m.IGNORE_UNKNOWN,)
 
 
@@ -182,7 +184,9 @@ class Swarm:
 
     async def _fetch(self, job: _Fetch) -> Path:
         info_hash = job.ref.info_hash
-        partial = await self._blocking(lambda: self._store.begin(job.ref))
+        partial = await self._begin(job)
+        if partial is None:
+            return await self._blocking(lambda: self._store.files(info_hash))
         item = Item(job.ref, partial, self._shared)
         try:
             item.download = job.download = Download(item, partial, self._rng)
@@ -204,6 +208,19 @@ class Swarm:
                 self._forget_unused(item)
             with trio.CancelScope(shield=True):
                 await self._blocking(partial.close)
+
+    async def _begin(self, job: _Fetch) -> PartialItem | None:
+        """Waits while another process fetches the item into the same store; None when that completed it."""
+        deadline = trio.current_time() + job.stall_timeout_s
+        while True:
+            try:
+                return await self._blocking(lambda: self._store.begin(job.ref))
+            except StoreError as error:
+                if await self._blocking(lambda: self._store.has(job.ref.info_hash)):
+                    return None
+                if not isinstance(error, ItemBusyError) or trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(BUSY_RETRY_S)
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -261,11 +278,19 @@ class Swarm:
         if item is None:
             await _send(stream, session.bye(m.BYE_UNKNOWN_ITEM, "no such item here"))
             return None
-        if not item.accepts(node_id, outbound=False):
-            await _send(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
-            return None
-        await _send(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
-        return Connection(item, node_id, stream, session, outbound=False)
+        greeted = False
+        item.greetings += 1
+        try:
+            if not item.accepts(node_id, outbound=False):
+                await _send(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
+                return None
+            await _send(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
+            greeted = True
+            return Connection(item, node_id, stream, session, outbound=False)
+        finally:
+            item.greetings -= 1
+            if not greeted:
+                self._forget_unused(item)
 
     def _refusal(self, node_id: NodeId) -> tuple[int, str] | None:
         if self._closing:
@@ -280,6 +305,8 @@ class Swarm:
         return tuple(a for a in self._network.addresses if len(a) <= m.MAX_ADDRESS_CHARS)[: m.MAX_ADDRESSES]
 
     async def _run_connection(self, item: Item, connection: Connection) -> None:
+        if self._items.get(item.ref.info_hash) is not item:
+            connection.end(m.BYE_LEAVING)  # its fetch failed or the swarm closed during the greeting
         try:
             await item.run(connection)
         finally:
@@ -312,14 +339,16 @@ class Swarm:
         return stored
 
     def _forget_unused(self, item: Item) -> None:
-        if not item.connections and item.download is None and self._items.get(item.ref.info_hash) is item:
+        expected = item.greetings and not self._closing
+        used = item.connections or expected or item.download is not None
+        if not used and self._items.get(item.ref.info_hash) is item:
             del self._items[item.ref.info_hash]
 
     # -- upload slots, housekeeping, the end -----------------------------------------------------
 
     def _connections(self) -> list[Connection]:
         every = [c for item in self._items.values() for c in item.connections.values()]
-        return [connection for connection in every if not connection.ending]
+        return [connection for connection in every if connection.usable]
 
     def _rechoke(self) -> None:
         now = trio.current_time()
@@ -338,8 +367,14 @@ class Swarm:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             for item in list(self._items.values()):
-                item.housekeep()
-            self._rechoke()
+                self._guarded(item.housekeep)
+            self._guarded(self._rechoke)
+
+    def _guarded(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:  # noqa: BLE001 - our bug, but one item's must not end the node
+            _log.exception("housekeeping failed")
 
     async def close(self) -> None:
         """Says goodbye to everyone; bounded."""

@@ -31,6 +31,10 @@ AddMode = Literal["link", "copy", "move"]
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP}
 
 
+class ItemBusyError(StoreError):
+    """Someone else, mostly another process, is writing the item: it will be done or free again."""
+
+
 class ContentStore:
     """One folder of content items, safe for several threads, and several processes of one user."""
 
@@ -182,8 +186,8 @@ class ContentStore:
     def begin(self, ref: ContentRef) -> PartialItem:
         """Start or resume a fetch, holding the item's lock. May hash what is there (seconds a GB).
 
-        Raises `StoreError` when the item is complete already, another fetch of it is running (naming the
-        process), or the disk has no room for what is missing.
+        Raises `ItemBusyError` when another fetch of it is running (naming the process), `StoreError` when
+        the item is complete already, or the disk has no room for what is missing.
         """
         lock = self._lock(ref.info_hash)
         try:
@@ -206,7 +210,7 @@ class ContentStore:
         with disk("locking an item", self.root):
             lock = try_lock(path)
         if lock is None:
-            raise StoreError(f"item {info_hash.hex()[:16]}… is in use by {holder(path)}")
+            raise ItemBusyError(f"item {info_hash.hex()[:16]}… is in use by {holder(path)}")
         return lock
 
     def _require_room(self, ref: ContentRef, folder: ItemFolder) -> None:

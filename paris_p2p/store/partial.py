@@ -45,7 +45,9 @@ class PartialItem:
         self._lock = lock
         self._complete = complete
         self._mutex = threading.RLock()
-        self._place = threading.Lock()  # held while reading, so that `finish` does not move the files meanwhile
+        self._place = (
+            threading.Lock()
+        )  # held while reading, so that `finish` does not move the files meanwhile
         self._open = True
         self._have = bytearray()
         self._layers: dict[int, bytes] = {}
@@ -76,15 +78,14 @@ class PartialItem:
         if believed is not None and not self._layerless:
             self._have[:] = believed
             self._journalled = True
-        self.info, self.layout = info, layout
         for index in map(FileIndex, range(len(layout.files))):
             if not self._journalled:
-                self._rehash_file(index)
-            self._settle_file(index)
+                self._rehash_file(layout, index)
+            self._settle_file(layout, index)
+        self.info, self.layout = info, layout  # last: who sees the layout may take the bitfield as true
 
-    def _rehash_file(self, index: FileIndex) -> None:
+    def _rehash_file(self, layout: Layout, index: FileIndex) -> None:
         """Hash what is on disk of a file whose layer is known, skipping holes: they were never written."""
-        layout = self._known_layout()
         entry = layout.files[index]
         path = self._folder.file(entry.path)
         unknown = entry.pieces == 0 or (entry.pieces > 1 and index not in self._layers)
@@ -100,13 +101,13 @@ class PartialItem:
                     self._unsynced.add(index)
                 offset = _next_data(fd, start + length)
 
-    def _settle_file(self, index: FileIndex) -> None:
+    def _settle_file(self, layout: Layout, index: FileIndex) -> None:
         """Give a file its length (as a hole where nothing is written yet).
 
         A file that still needs pieces and has other names (hard links from `ContentStore.add`) is first
         replaced by a copy: what the operator linked is never written to.
         """
-        entry = self._known_layout().files[index]
+        entry = layout.files[index]
         path = self._folder.file(entry.path)
         whole = all(self.has_piece(entry.first_piece + i) for i in range(entry.pieces))
         if path.is_symlink():
@@ -132,8 +133,7 @@ class PartialItem:
 
     def bitfield(self) -> bytes:
         """One bit a piece, the first piece the highest bit of the first byte; empty without info."""
-        with self._mutex:
-            return bytes(self._have)
+        return bytes(self._have)  # without the mutex: `finish` holds that while it flushes
 
     def read_block(self, piece: int, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` bytes into a piece that is here.
@@ -187,7 +187,7 @@ class PartialItem:
             write_atomic(self._folder.layer(file_index), hashes, sync=False)  # as the info: checked when read
             self._layers[file_index] = hashes
             self._layerless.remove(FileIndex(file_index))
-            self._rehash_file(FileIndex(file_index))
+            self._rehash_file(layout, FileIndex(file_index))
 
     def write_piece(self, piece: int, data: bytes) -> bool:
         """Verify the piece and write it. False, and nothing written, when its hash or length is wrong.

@@ -69,3 +69,30 @@ def test_strangers_cannot_fill_the_memory_with_sources() -> None:
     sources = Sources(peer(1).node_id)
     sources.add([peer(number) for number in range(2, MAX_SOURCES + 100)])
     assert len(sources) == MAX_SOURCES
+
+
+def test_peer_exchange_never_changes_a_known_address() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(2)])
+    assert not sources.add([Peer(peer(2).node_id, ("/ip4/127.0.0.1/tcp/9",))], exchanged=True)
+    assert sources.due(0.0, set(), nobody_banned) == [peer(2)]
+
+
+def test_made_up_peers_make_way_for_found_ones_and_are_tried_after_them() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(number) for number in range(2, MAX_SOURCES + 100)], exchanged=True)
+    sources.connected(peer(2).node_id)
+    found = [peer(number) for number in range(5000, 5000 + MAX_SOURCES)]
+    assert sources.add(found) and len(sources) == MAX_SOURCES
+    due = sources.due(0.0, set(), nobody_banned)
+    assert set(due) == {peer(2), *found[: MAX_SOURCES - 1]}  # a connected one stays
+
+
+def test_a_new_exchanged_peer_replaces_only_one_that_failed() -> None:
+    sources = Sources(peer(1).node_id)
+    sources.add([peer(number) for number in range(2, MAX_SOURCES + 2)], exchanged=True)
+    assert not sources.add([peer(9000)], exchanged=True)
+    sources.failed(peer(7).node_id, "nobody there", 0.0)
+    assert sources.add([peer(9000)], exchanged=True)
+    due = sources.due(100.0, set(), nobody_banned)
+    assert peer(9000) in due and peer(7) not in due

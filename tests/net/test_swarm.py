@@ -2,6 +2,7 @@
 
 import logging
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from paris_p2p.core.session import Session
-from paris_p2p.errors import RemoteProtocolError, TransportError
+from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, NodeId, PieceIndex
-from paris_p2p.net.connection import Connection, receive_hello
+from paris_p2p.net.connection import MAX_BACKLOG_BYTES, Connection, receive_hello
+from paris_p2p.net.item import Item
 from paris_p2p.net.swarm import Peer, Progress, Swarm, swarm_over
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, StreamHandler
 from paris_p2p.store.content_store import ContentStore
@@ -541,3 +543,226 @@ async def test_honest_peers_that_meet_in_the_middle_of_a_fetch_never_ban_each_ot
             nursery.start_soon(leech, number)
     assert all(store.has(ref.info_hash) for store in stores)
     assert not [line for line in lines(caplog, logging.WARNING) if "banned" in line]
+
+
+# -- faults found by review ----------------------------------------------------------------------
+
+
+class ScriptedStream:
+    """A stranger's end: says `first`, then `then` as often as it is read; takes `takes` writes, if given."""
+
+    def __init__(
+        self, first: bytes, then: bytes = b"", takes: int | None = None, delay_s: float = 0.0
+    ) -> None:
+        self._first = first
+        self._then = then
+        self._takes = takes
+        self._delay_s = delay_s
+        self.reads = 0
+        self.written = bytearray()
+
+    async def send_all(self, data: bytes) -> None:
+        if self._takes == 0:
+            await trio.sleep_forever()
+        self._takes = self._takes and self._takes - 1
+        await trio.sleep(self._delay_s)
+        self.written += data
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        await trio.sleep(0.01)
+        self.reads += 1
+        if self.reads > 1 and not self._then:
+            await trio.sleep_forever()
+        return self._first if self.reads == 1 else self._then
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def greeting(ref: ContentRef) -> bytes:
+    return Session(0.0).hello(ref.info_hash, (), ())
+
+
+async def test_nothing_is_said_on_a_session_that_has_ended(world: World, autojump_clock: MockClock) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed, pieces=400)
+    async with (
+        world.node(seed, holder=True) as source,
+        world.node(mine) as swarm,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(swarm.fetch, ref)
+        await trio.sleep(0.3)
+        for node in (source, swarm):
+            item = node._items[ref.info_hash]
+            connection = next(iter(item.connections.values()))
+            connection.session.bye(m.BYE_LEAVING, "")  # as while the goodbye is being written
+            connection.bitfield_sent = False
+            connection.known_peers.add(world.network().node_id)
+            item._peers_sent = -1000.0
+            item.opened(connection)
+            item.housekeep()
+            connection.choke(not connection.session.am_choking)
+            node._rechoke()
+            if item.download is not None:
+                item.download._tell(connection, PieceIndex(0), trio.current_time())
+                item.download.fill_all()
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_error_in_housekeeping_is_logged_and_the_node_goes_on(
+    world: World,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(item: Item) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Item, "housekeep", broken)
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed, pieces=400)
+    async with world.node(seed, holder=True), world.node(mine) as swarm:
+        await swarm.fetch(ref)
+    assert "housekeeping failed" in lines(caplog, logging.ERROR)
+    caplog.clear()
+
+
+async def test_a_stranger_who_asks_and_never_reads_is_left(world: World, autojump_clock: MockClock) -> None:
+    seed, target = world.store("seed"), world.network()
+    ref = world.content(seed)
+    ask = m.encode(m.InfoRequest(0)) * 100
+    stream = ScriptedStream(greeting(ref), ask, takes=1)
+    async with world.node(seed, target):
+        assert target._handler is not None
+        with trio.fail_after(60.0):
+            await target._handler(world.network().node_id, stream)
+    answer = len(m.encode(m.Info(0, 1, b"x")))
+    assert stream.reads < MAX_BACKLOG_BYTES / answer / 100
+
+
+async def test_a_flood_in_one_read_lets_others_have_their_turn(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed, target = world.store("seed"), world.network()
+    ref = world.content(seed)
+    handled: list[int] = []
+    begun = trio.Event()
+
+    def handle(item: Item, connection: Connection, event: object) -> None:
+        handled.append(1)
+        begun.set()
+
+    monkeypatch.setattr(Item, "handle", handle)
+    stream = ScriptedStream(greeting(ref) + m.encode(m.Interested()) * 2000)
+    turns = 0
+    async with world.node(seed, target), trio.open_nursery() as nursery:
+        assert target._handler is not None
+        nursery.start_soon(target._handler, world.network().node_id, stream)
+        await begun.wait()
+        while len(handled) < 2000:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        nursery.cancel_scope.cancel()
+    assert turns > 10
+
+
+async def test_a_fetch_waits_for_the_other_process_that_fetches_into_the_same_store(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine, same = world.store("seed"), world.store("mine"), world.store("mine")
+    ref = world.content(seed, pieces=200)
+    paths: list[Path] = []
+    async with world.node(seed, holder=True), world.node(mine) as one, world.node(same) as two:
+
+        async def fetch(swarm: Swarm) -> None:
+            paths.append(await swarm.fetch(ref))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, one)
+            nursery.start_soon(fetch, two)
+    assert len(paths) == 2 and paths[0] == paths[1]
+
+
+async def test_a_fetch_goes_on_when_the_other_process_gives_up(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine, same = world.store("seed"), world.store("mine"), world.store("mine")
+    ref = world.content(seed)
+    partial = same.begin(ref)
+    async with world.node(seed, holder=True), world.node(mine) as swarm:
+        with pytest.raises(StoreError, match="in use by process"):
+            await swarm.fetch(ref, stall_timeout_s=10.0)
+        assert 10.0 <= trio.current_time() < 12.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(swarm.fetch, ref)
+            await trio.sleep(3.0)
+            partial.close()
+    assert mine.verify(ref.info_hash) == []
+
+
+async def test_an_item_is_not_dropped_while_a_peer_is_being_greeted(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, target, stranger = world.store("seed"), world.network(), world.network()
+    ref = world.content(seed)
+    stream = ScriptedStream(greeting(ref) + m.encode(m.Interested()), delay_s=1.0)
+    async with world.node(seed, target) as swarm, trio.open_nursery() as nursery:
+        assert target._handler is not None
+        nursery.start_soon(target._handler, stranger.node_id, stream)
+        await trio.sleep(0.5)
+        swarm._forget_unused(swarm._items[ref.info_hash])  # as when its last connection closes now
+        await trio.sleep(5.0)
+        assert not swarm._items[ref.info_hash].connections[stranger.node_id].session.am_choking
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_here_is_known_while_an_item_is_being_completed(world: World) -> None:
+    ref = world.content(world.store("seed"))
+    partial = world.store("mine").begin(ref)
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append(partial.bitfield()))
+    with partial._mutex:  # `finish` holds it while it flushes
+        thread.start()
+        await trio.to_thread.run_sync(thread.join, 5.0)
+        assert got == [b""]
+    partial.close()
+
+
+async def test_what_a_stranger_says_at_the_end_cannot_steer_a_terminal(
+    world: World, autojump_clock: MockClock
+) -> None:
+    rude, ref = world.network(), world.content(world.store("seed"))
+
+    async def refuse(node_id: NodeId, stream: ByteStream) -> None:
+        await stream.receive_some(1 << 16)
+        await stream.send_all(Session(0.0).bye(m.BYE_BUSY, "\x1b[2Jgone\n"))
+        await trio.sleep(1.0)
+
+    rude.serve(refuse)
+    async with world.node(world.store("mine")) as swarm:
+        with pytest.raises(TransportError, match="gone") as caught:
+            await swarm.fetch(ref, peers=[rude.peer], stall_timeout_s=10.0)
+    assert str(caught.value).isprintable()
+
+
+async def test_a_source_frozen_before_the_metadata_costs_little_of_the_stall_timeout(
+    world: World, autojump_clock: MockClock
+) -> None:
+    seed, mine = world.store("seed"), world.store("mine")
+    ref = world.content(seed)
+    frozen = world.network()
+
+    async def freeze(node_id: NodeId, stream: ByteStream) -> None:
+        session = Session(trio.current_time())
+        await receive_hello(stream, session)
+        await stream.send_all(session.hello(ref.info_hash, (), ()))
+        await trio.sleep_forever()
+
+    frozen.serve(freeze)
+    async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
+        with trio.fail_after(12.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: swarm.fetch(ref, peers=[frozen.peer], stall_timeout_s=12.0))
+                await trio.sleep(1.0)
+                nursery.start_soon(lambda: swarm.fetch(ref, peers=[honest.peer]))
