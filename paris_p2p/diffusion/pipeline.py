@@ -125,7 +125,9 @@ class ParisPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         unloaded = self.__dict__.get("_unloaded", {})
         if name not in unloaded:
             return super().__getattr__(name)
-        network = unloaded[name]().to(self.device, self.dtype)
+        network = unloaded[name]().to(self.device)
+        if network.dtype != self.dtype:  # diffusers warns of every cast, even of one that changes nothing
+            network = network.to(self.dtype)
         self.register_modules(**{name: network})
         del unloaded[name]
         return network
