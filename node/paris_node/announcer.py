@@ -36,7 +36,7 @@ class _Kept:
 
 
 class Announcer:
-    """The records a node keeps alive. `say` and `unsay` change the set; `flush` writes what is due."""
+    """The records a node keeps alive: `say` adds, `forget_removed` drops, `flush` writes what is due."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paris_p2p.dht.addresses import check_announce as check_announce_form
+from paris_p2p.dht.addresses import check_listen as check_listen_form
 from paris_p2p.dht.client import Dht, DhtConfig, open_dht
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
@@ -70,13 +71,7 @@ def dht_listen(listen: Sequence[str]) -> tuple[str, ...]:
 
 def check_listen(listen: Sequence[str]) -> tuple[str, ...]:
     """The listen multiaddrs, checked for their form."""
-    for address in listen:
-        parts = address.split("/")
-        if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
-            raise ConfigError(f"{address!r} is no listen address; one looks like {DEFAULT_LISTEN}")
-        if not (parts[4].isascii() and parts[4].isdecimal() and len(parts[4]) <= 5) or int(parts[4]) > 65535:
-            raise ConfigError(f"{address!r}: the port must be a number from 0 to 65535")
-    return tuple(listen)
+    return tuple(check_listen_form(address) for address in listen)
 
 
 def check_announce(announce: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paris_p2p import clock
-from paris_p2p.core.accept import order_checkpoints
+from paris_p2p.core.accept import choose_checkpoint
 from paris_p2p.core.assignment import RoleStatus, View, newest_statement, role_states, seen_claims
 from paris_p2p.dht.client import Dht
 from paris_p2p.errors import RemoteProtocolError
@@ -176,9 +176,8 @@ def candidates(
             statement = check_statement(data)
         except RemoteProtocolError:
             continue
-        if statement.run_id == signed.run_id and statement.role == role:
-            by_statement[statement] = data
-    ordered = order_checkpoints(by_statement, signed.manifest, role)
+        by_statement[statement] = data
+    ordered = choose_checkpoint(by_statement, signed, role)
     return tuple(Candidate(s, by_statement[s], frozenset(holders[by_statement[s]])) for s in ordered)
 
 
