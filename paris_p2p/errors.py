@@ -21,6 +21,10 @@ class StoreError(ParisError):
     """The local disk refused (full, permissions, damaged file): the operator must act."""
 
 
+class DiskFullError(StoreError):
+    """No room for more bytes, on the disk or within the quota: pause, and go on when there is some."""
+
+
 class WorkerError(ParisError):
     """A child process died or answered nonsense: restart it."""
 

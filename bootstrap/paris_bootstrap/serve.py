@@ -9,12 +9,14 @@ from pathlib import Path
 import trio
 
 from paris_p2p.dht.client import DhtConfig, open_dht
+from paris_p2p.dht.notices import notice_events
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.home import Home
 from paris_p2p.store.locks import holder, try_lock
 
 KEY_FILE = "bootstrap.key"
+PEERS_FILE = "bootstrap-peers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ def run(request: ServeRequest, output: Output) -> int:
         client_mode=False,
         runtime_dir=home.path / "run",
         must_join=False,
+        peers_path=home.path / PEERS_FILE,
     )
     with _only_one(home):
         return trio.run(_serve, config, output)
@@ -73,7 +76,7 @@ def _exit_code(signum: int) -> int:
 
 
 async def _serve_until_cancelled(config: DhtConfig, output: Output) -> None:
-    async with open_dht(config) as dht:
+    async with open_dht(config, on_notice=notice_events(output.event)) as dht:
         output.event("listening", _greeting(dht.addresses), addresses=list(dht.addresses))
         await trio.sleep_forever()
 

@@ -25,6 +25,13 @@ from paris_p2p.wire.records import (
 PROVIDE_TTL_S = 300.0
 RENEW_AT = 0.6
 """A record is written again when less than this share of its life is left."""
+OVERDUE_S = 60.0
+"""Announcing takes a while: a record is overdue when it should have been written so long ago."""
+
+
+def is_overdue(expiration_unix: float, ttl_s: float, now_unix: float) -> bool:
+    """Whether a record of life `ttl_s` should have been renewed and was not: its owner may be gone."""
+    return expiration_unix - now_unix < RENEW_AT * ttl_s - OVERDUE_S
 
 
 @dataclass(slots=True)
@@ -56,20 +63,38 @@ class Announcer:
             self._kept[key] = _Kept(payload, scope, ttl_s)
 
     def forget_removed(self) -> None:
-        """Let the records of items that have left the store expire."""
+        """Let the records of items that have left the store, and are not being fetched, expire."""
+        fetching = self._network.swarm.fetching()
         for kind, scope in list(self._kept):
-            if kind == "provide" and not self._network.store.has(InfoHash(scope)):
+            gone = kind == "provide" and not self._network.store.has(InfoHash(scope))
+            if gone and InfoHash(scope) not in fetching:
                 del self._kept[kind, scope]
+
+    def provide_parts(self, info_hashes: Iterable[InfoHash]) -> None:
+        """Say that this node is fetching these items, and serves what it has of them."""
+        for info_hash in info_hashes:
+            if not self._network.store.has(info_hash):
+                self.say(ProvideRecord(False, self.addresses), info_hash, PROVIDE_TTL_S)
+
+    def overdue(self, now_unix: float) -> int:
+        """How many records that were written once should have been renewed long ago."""
+        return sum(
+            kept.expiration_unix > 0.0 and is_overdue(kept.expiration_unix, kept.ttl_s, now_unix)
+            for kept in self._kept.values()
+        )
 
     def provide(self, info_hashes: Iterable[InfoHash]) -> None:
         """Say that this node serves these items whole."""
         for info_hash in info_hashes:
             self.say(ProvideRecord(True, self.addresses), info_hash, PROVIDE_TTL_S)
 
-    def provide_checkpoint(self, run_id: RunId, data: bytes, statement: CheckpointStatement) -> None:
-        """Say that this node holds the checkpoint of `statement` (signed bytes: `data`)."""
+    def provide_checkpoint(
+        self, run_id: RunId, data: bytes, statement: CheckpointStatement, access: bytes = b""
+    ) -> None:
+        """Say that this node holds the checkpoint of `statement` (signed bytes: `data`). `access`: its
+        holder's pass; with it there is room for one address less."""
         self.provide([statement.weights.info_hash, statement.resume.info_hash])
-        record = AnnounceRecord(data, self.addresses)
+        record = AnnounceRecord(data, self.addresses[: MAX_ADDRESSES - bool(access)], access)
         self.say(record, role_scope(run_id, statement.role), PROVIDE_TTL_S)
 
     async def flush(self) -> int:

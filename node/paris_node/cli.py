@@ -38,6 +38,29 @@ BootstrapOption = Annotated[
     typer.Option("--bootstrap", help="Address of a bootstrap node, /ip4/…/tcp/…/p2p/…. May be repeated."),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="Run id (or its beginning) or name.")]
+PieceLengthOption = Annotated[
+    int | None, typer.Option("--piece-length", help="Bytes, a power of two >= 16384. Default: by size.")
+]
+ShareListenOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--listen",
+        help="Listen multiaddr: /ip4/IP/tcp/PORT/tls (fast), or without /tls (libp2p). Repeatable. "
+        "Default: any port, TLS.",
+    ),
+]
+LimitUpOption = Annotated[
+    str | None, typer.Option("--limit-up", help="Upload at most this much a second: 500k, 2.5M.")
+]
+LimitDownOption = Annotated[
+    str | None, typer.Option("--limit-down", help="Download at most this much a second: 500k, 2.5M.")
+]
+LanOption = Annotated[
+    bool,
+    typer.Option(
+        "--lan/--no-lan", help="Find peers on the local network (mDNS), which then see this node's addresses."
+    ),
+]
 
 
 def _go(body: object, as_json: bool, debug: bool) -> None:
@@ -55,11 +78,31 @@ def prepare(
     clusters: Annotated[
         int | None, typer.Option(min=1, help="Experts. Default: 4 for digits, else 8.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Size of the model.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Size of the model: tiny or small.")] = "tiny",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="Another kind of expert volunteers may train: SIZE or SIZE:ddpm."),
+    ] = None,
+    published_router: Annotated[
+        bool, typer.Option("--published-router", help="A router that reads no text, as published.")
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from", help="Folder of a DiT, PixArt or Paris expert that all experts start from."
+        ),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps an expert.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes everything that is drawn at random.")] = 0,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: the source's.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="Peer id of a node that may claim roles; others may not. Repeatable."),
+    ] = None,
+    restricted: Annotated[
+        bool, typer.Option("--restricted", help="Only nodes with a pass (`delegate`) may claim roles.")
+    ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -67,8 +110,40 @@ def prepare(
     """Make a run out of captioned images: cluster, encode, shard, sign."""
     from paris_node.commands.prepare import PrepareRequest, run
 
-    request = PrepareRequest(source, out, clusters, preset, image_size, steps, seed, name, home)
+    request = PrepareRequest(
+        source,
+        out,
+        clusters,
+        preset,
+        image_size,
+        steps,
+        seed,
+        name,
+        home,
+        restricted,
+        tuple(allow or ()),
+        init_from,
+        tuple(variant or ()),
+        not published_router,
+    )
     _go(lambda: run(request, Output(as_json)), as_json, debug)
+
+
+@app.command()
+def delegate(
+    folder: Annotated[Path, typer.Argument(help="What `prepare --out` wrote.")],
+    peer: Annotated[str, typer.Argument(metavar="PEER_ID", help="The node that may claim roles.")],
+    expires: Annotated[
+        str, typer.Option("--expires", help="Until when: 12h, 30d, 8w from now, or a date 2027-01-31 (UTC).")
+    ] = "30d",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Let one node claim roles of a restricted run for a while: prints a pass, for its `join --pass FILE`."""
+    from paris_node.commands import delegate as command
+
+    _go(lambda: command.run(folder, peer, expires, home, Output(as_json)), as_json, debug)
 
 
 @app.command()
@@ -99,6 +174,14 @@ def join(
     until_complete: Annotated[
         bool, typer.Option("--until-complete", help="Exit 0 when every role is finished.")
     ] = False,
+    pass_file: Annotated[
+        Path | None, typer.Option("--pass", help="File with the organiser's pass, for a restricted run.")
+    ] = None,
+    limit_up: LimitUpOption = None,
+    limit_down: LimitDownOption = None,
+    max_disk: Annotated[
+        str | None, typer.Option("--max-disk", help="The store may take this much: 50G. Default: the disk.")
+    ] = None,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
     as_json: JsonOption = False,
@@ -108,10 +191,15 @@ def join(
     """Join a run: claim a free role, train it here, share the checkpoints; then the next role."""
     from paris_node.commands import join as command
     from paris_node.network import NetworkRequest
+    from paris_node.sizes import read_bytes, read_limits
 
-    network = NetworkRequest(home, bootstrap, listen, announce, run)
-    request = command.JoinRequest(network, role, device, threads, until_complete)
-    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
+    def body() -> int:
+        limits, disk = read_limits(limit_up, limit_down), read_bytes(max_disk, "--max-disk")
+        network = NetworkRequest(home, bootstrap, listen, announce, run, limits, disk)
+        request = command.JoinRequest(network, role, device, threads, until_complete, pass_file=pass_file)
+        return command.run(request, Output(as_json))
+
+    _go(body, as_json, debug)
 
 
 @app.command()
@@ -166,8 +254,23 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0.0, help="Classifier-free guidance scale.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Experts a step; 0 means all.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Only experts the router gives at least this probability."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Of the router; below 1 it is believed more.")
+    ] = 1.0,
     scheduler: Annotated[str | None, typer.Option(help="euler, heun, unipc or dpm.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", help="Most weights to hold at once, for example 2GB. Default: all."),
+    ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="With --max-memory on a GPU: keep the rest in main memory.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="A .png file for one image, or a folder. Default: here.")
     ] = None,
@@ -182,17 +285,119 @@ def generate(
     from paris_node.commands.generate import GenerateRequest, run
 
     request = GenerateRequest(
-        tuple(prompts), model, n, seed, steps, guidance, top_k, scheduler, device, out, grid, home
+        prompts=tuple(prompts),
+        model=model,
+        n=n,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        top_k=top_k,
+        threshold=threshold,
+        temperature=temperature,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        max_memory=max_memory,
+        offload=offload,
+        out=out,
+        grid=grid,
+        home=home,
     )
     _go(lambda: run(request, Output(as_json)), as_json, debug)
+
+
+@app.command("train-monolithic")
+def train_monolithic(
+    folder: Annotated[Path, typer.Argument(help="A folder made by prepare.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", help="Default: an expert's times the clusters; the samples stay the same."
+        ),
+    ] = None,
+    variant: Annotated[int, typer.Option(help="Which of the recipe's expert variants to train.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """The baseline: one network on all of a run's data, with the samples its experts see together."""
+    from paris_node.commands import train_monolithic as command
+
+    request = command.MonolithicRequest(folder, out, batch_size, variant, device, threads, home)
+    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[
+        Path, typer.Argument(help="The prepared folder whose images the models are judged by.")
+    ],
+    model: Annotated[list[Path], typer.Option("--model", help="Model folder. May be repeated.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("evaluation"),
+    samples: Annotated[int, typer.Option(help="Images a model.")] = 2000,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the recipe's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the recipe's.")] = None,
+    routing: Annotated[
+        list[str] | None, typer.Option("--routing", help="top1, top2, topN, full. Default: the first three.")
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="trained (here, on the real images), the folder of an earlier evaluation's features, "
+            "timm:NAME or open_clip:ARCHITECTURE/PRETRAINED."
+        ),
+    ] = "trained",
+    seed: Annotated[int, typer.Option(help="Of prompts, noise and the feature network.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Judge models: Frechet distance, precision, recall, prompt fidelity; as JSON, a table and grids."""
+    from paris_node.commands import evaluate as command
+
+    request = command.EvaluateRequest(
+        folder,
+        tuple(model),
+        out,
+        samples,
+        steps,
+        guidance,
+        tuple(routing or command.ROUTINGS),
+        features,
+        seed,
+        device,
+        threads,
+        home,
+    )
+    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
+
+
+@app.command("export-model")
+def export_model(
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder. Default: the last fetched.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a model in the folder layout that Paris was published in."""
+    from paris_node.commands import export_model as command
+
+    _go(lambda: command.run(model, out, dtype, home, Output(as_json)), as_json, debug)
 
 
 @app.command("content-id")
 def content_id(
     path: Annotated[Path, typer.Argument(help="A file or a folder.")],
-    piece_length: Annotated[
-        int | None, typer.Option("--piece-length", help="Bytes, a power of two >= 16384. Default: by size.")
-    ] = None,
+    piece_length: PieceLengthOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -202,6 +407,90 @@ def content_id(
 
     del home  # every command takes --home; this one needs none
     _go(lambda: command.run(path, piece_length, Output(as_json)), as_json, debug)
+
+
+@app.command()
+def seed(
+    path: Annotated[Path, typer.Argument(help="A file or a folder. It is served from where it is.")],
+    piece_length: PieceLengthOption = None,
+    listen: ShareListenOption = None,
+    announce: AnnounceOption = None,
+    limit_up: LimitUpOption = None,
+    limit_down: LimitDownOption = None,
+    lan: LanOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Serve a file or folder to whoever knows its id. No bootstrap node is needed. Stays up until stopped."""
+    from paris_node import quick
+
+    share = quick.Share(home, listen, announce, limit_up, limit_down, lan)
+    _go(lambda: quick.seed(path, piece_length, share, as_json), as_json, debug)
+
+
+@app.command()
+def get(
+    item: Annotated[
+        str, typer.Argument(metavar="ID|MAGNET|TORRENT", help="What to fetch: its id, or a v2 .torrent file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder that gets the file or folder.")],
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", help="Address of a node that may have it; it names further ones. Repeatable."),
+    ] = None,
+    keep_seeding: Annotated[
+        bool, typer.Option("--keep-seeding", help="Go on serving it to others until stopped.")
+    ] = False,
+    listen: ShareListenOption = None,
+    announce: AnnounceOption = None,
+    limit_up: LimitUpOption = None,
+    limit_down: LimitDownOption = None,
+    lan: LanOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Fetch one item from peers, verified piece by piece. Goes on where an interrupted fetch stopped."""
+    from paris_node import quick
+
+    share = quick.Share(home, listen, announce, limit_up, limit_down, lan)
+    _go(lambda: quick.get(item, peer, out, keep_seeding, share, as_json), as_json, debug)
+
+
+@app.command("export-torrent")
+def export_torrent(
+    item: Annotated[
+        str, typer.Argument(help="The id (or its beginning) of an item in the home's store, or a path.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The .torrent file to write.")],
+    piece_length: PieceLengthOption = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write an item's BitTorrent v2 .torrent for other clients, and print its magnet link."""
+    from paris_node.commands import export_torrent as command
+
+    request = command.ExportRequest(item, out, piece_length, home)
+    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
+
+
+@app.command()
+def verify(
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Hash everything in the home's store again. What is damaged is set aside and fetched again."""
+    from paris_node.commands import verify as command
+
+    def body() -> int:
+        from paris_p2p.store.home import Home
+
+        return command.run(Home.resolve(home), Output(as_json))
+
+    _go(body, as_json, debug)
 
 
 @app.command()

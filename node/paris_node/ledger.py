@@ -8,6 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from paris_p2p.core.assignment import newest_statement
@@ -20,7 +21,8 @@ from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement
 log = logging.getLogger(__name__)
 
 KEPT_PER_ROLE = 2
-"""The newest, and the one before it: a peer may be half way through fetching that one."""
+"""At least: the newest, and the one before it: a peer may be half way through fetching that one. Beside the
+newest, the announced one (others copy it) and the last safe one stay, which makes three at most."""
 
 
 class Ledger:
@@ -34,6 +36,9 @@ class Ledger:
         self._store = store
         self._keep = frozenset(keep)
         self._held: dict[bytes, CheckpointStatement] = {}  # replaced, never changed: readers hold no lock
+        self._passes: dict[bytes, bytes] = {}
+        self._safe: dict[Role, bytes] = {}  # signed statements, as the next
+        self._announced: dict[Role, bytes] = {}
         self._adding = threading.Lock()
         with disk("reading the checkpoints held", folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +54,8 @@ class Ledger:
             return
         if self._store.has(statement.weights.info_hash) and self._store.has(statement.resume.info_hash):
             self._held[data] = statement
+            with suppress(FileNotFoundError):
+                self._passes[data] = self._pass_path(statement.role, data).read_bytes()
 
     def __contains__(self, data: bytes) -> bool:
         return data in self._held
@@ -66,13 +73,21 @@ class Ledger:
     def _of(self, role: Role) -> dict[CheckpointStatement, bytes]:
         return {statement: data for data, statement in self._held.items() if statement.role == role}
 
-    def add(self, data: bytes, statement: CheckpointStatement) -> None:
+    def access(self, data: bytes) -> bytes:
+        """The pass of a held statement's holder, b"" if it has none."""
+        return self._passes.get(data, b"")
+
+    def add(self, data: bytes, statement: CheckpointStatement, access: bytes = b"") -> None:
         """Note that both items of `statement` are complete here; forget what it makes superfluous.
 
-        Raises `StoreError` when the disk refuses.
+        `access`: the pass of the statement's holder, if it has one. Raises `StoreError` when the disk
+        refuses.
         """
         with self._adding:
             with disk("noting a checkpoint", self._folder, len(data)):
+                if access:
+                    write_atomic(self._pass_path(statement.role, data), access)
+                    self._passes[data] = access
                 write_atomic(self._path(statement.role, data), data)
             self._held = {**self._held, data: statement}
             self._prune(statement.role)
@@ -81,21 +96,46 @@ class Ledger:
         # by the statement, not its items: two holders' statements may name the very same weights
         return self._folder / f"{role}-{hashlib.sha256(data).hexdigest()[:32]}.statement"
 
-    def _prune(self, role: Role) -> None:
+    def _pass_path(self, role: Role, data: bytes) -> Path:
+        return self._path(role, data).with_suffix(".pass")
+
+    def keep_announced(self, role: Role, data: bytes) -> None:
+        """Do not remove this one, instead of the one announced before: others copy it from here."""
+        self._announced[role] = data
+
+    def keep_safe(self, role: Role, data: bytes | None) -> None:
+        """`data` is the role's last safe checkpoint: if it is held, keep it until another one is. None: it is
+        not known which is, and the one that was stays."""
+        if data is not None and data in self._held:
+            self._safe[role] = data
+
+    def _superfluous(self, role: Role) -> dict[CheckpointStatement, bytes]:
+        """What is held of `role` and need not be."""
         mine = self._of(role)
-        for _ in range(KEPT_PER_ROLE):
-            newest = newest_statement(mine)
-            if newest is not None:
-                del mine[newest]
+        pinned = {self._safe.get(role), self._announced.get(role)}
+        rest = {statement: data for statement, data in mine.items() if data not in pinned}
+        newest = newest_statement(mine)
+        if newest is not None:
+            rest.pop(newest, None)
+        while rest and len(mine) - len(rest) < KEPT_PER_ROLE:
+            newest = newest_statement(rest)
+            assert newest is not None  # `rest` is not empty
+            del rest[newest]
+        return rest
+
+    def _prune(self, role: Role) -> None:
+        mine = self._superfluous(role)
         for old, data in mine.items():
             try:
                 with disk("removing an old checkpoint", self._folder):
                     self._remove_items(old, data)
                     self._path(role, data).unlink(missing_ok=True)
+                    self._pass_path(role, data).unlink(missing_ok=True)
             except StoreError as error:  # nothing depends on it: the next checkpoint tries again
                 log.warning("%s step %d stays for now: %s", role, old.step, error)
             else:
                 self._held = {held: one for held, one in self._held.items() if held != data}
+                self._passes.pop(data, None)
 
     def needs(self, info_hash: InfoHash, *, beside: bytes = b"") -> bool:
         """Whether the item is to stay: one of `keep`, or named by a statement held (other than `beside`)."""

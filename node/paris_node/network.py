@@ -14,9 +14,12 @@ from pathlib import Path
 from paris_p2p.dht.addresses import check_announce as check_announce_form
 from paris_p2p.dht.addresses import check_listen as check_listen_form
 from paris_p2p.dht.client import Dht, DhtConfig, open_dht
+from paris_p2p.dht.notices import notice_events
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
-from paris_p2p.net.swarm import Peer, Swarm, open_swarm
+from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.swarm import NO_LIMITS, Peer, Swarm, open_swarm
+from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
@@ -29,13 +32,18 @@ PEER_ID_CHARS = 52
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
-    """The options every networked command shares, as given."""
+    """The options every networked command shares, as given; `limits`: what it may upload and download.
+
+    `max_disk`: bytes the store may take, None for no limit.
+    """
 
     home: Path | None
     bootstrap: Sequence[str] | None
     listen: Sequence[str] | None
     announce: Sequence[str] | None
     run: str | None
+    limits: SwarmLimits = NO_LIMITS
+    max_disk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +94,17 @@ def check_announce(announce: Sequence[str]) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def open_network(
-    request: NetworkRequest, *, home: Home, identity: Identity | None, bootstrap: tuple[str, ...]
+    request: NetworkRequest,
+    *,
+    home: Home,
+    identity: Identity | None,
+    bootstrap: tuple[str, ...],
+    output: Output | None = None,
 ) -> AsyncIterator[Network]:
-    """Open DHT client and swarm. Without `identity` a throw-away one is used and the DHT is only asked."""
+    """Open DHT client and swarm. Without `identity` a throw-away one is used and the DHT is only asked.
+
+    What goes wrong with the DHT becomes `network` events of `output`.
+    """
     listen = check_listen(request.listen or [DEFAULT_LISTEN])
     announce = check_announce(request.announce or ())
     config = DhtConfig(
@@ -98,10 +114,12 @@ async def open_network(
         key_path=home.path / "dht.key" if identity is not None else None,
         client_mode=identity is None,
         runtime_dir=home.path / "run",
+        peers_path=home.peers_path,
     )
     store = home.store()
     own = identity if identity is not None else Identity(os.urandom(32))
-    async with open_dht(config) as dht:
+    on_notice = None if output is None else notice_events(output.event)
+    async with open_dht(config, on_notice=on_notice) as dht:
         swarm_opened = open_swarm(
             own,
             store,
@@ -109,6 +127,7 @@ async def open_network(
             announce=announce,
             find_peers=_peer_finder(dht, own),
             rng=random.Random(own.node_id),
+            limits=request.limits,
         )
         async with swarm_opened as swarm:
             yield Network(home, own, store, dht, swarm, bootstrap)

@@ -13,13 +13,14 @@ from paris_p2p.wire.manifest import Manifest
 
 BYTES_PER_ELEMENT = 4
 COPIES_PER_CHECKPOINT = 5  # weights; and raw weights, EMA and two optimizer moments in the resume bundle
-CHECKPOINTS_ON_DISK = 3  # two kept, one being written
+CHECKPOINTS_ON_DISK = 4  # the newest, the announced and the safe one; one being written
 
 
 def check_room(network: Network, manifest: Manifest, wanted: Role | None) -> None:
     """Refuse what the disk cannot hold. Raises `StoreError` saying how much is missing where."""
     role = wanted if wanted is not None else manifest.roles[0]
-    refs = {*manifest.shards(role), *manifest.components.values()}
+    initial = (ref for ref in manifest.initial(role) if ref is not None)
+    refs = {*manifest.shards(role), *manifest.components.values(), *initial}
     to_fetch = sum(ref.length for ref in refs if not network.store.has(ref.info_hash))
     elements = sum(math.prod(spec.shape) for spec in manifest.architecture(role).tensors)
     needed = to_fetch + elements * BYTES_PER_ELEMENT * COPIES_PER_CHECKPOINT * CHECKPOINTS_ON_DISK

@@ -1,36 +1,38 @@
 """A node's part in one run: what it says of itself, and the checkpoints it copies for others' sake.
 
-Owns: membership record, announcing loop, replication loop, handing over before leaving. Both publishers
-and volunteers are run nodes; claiming and training are the volunteers' (`volunteer`).
+Owns: membership record, announcing loop, replication loop, which checkpoint of its own a trainer announces,
+handing over before leaving. Both publishers and volunteers are run nodes; claiming and training are the
+volunteers' (`volunteer`). Does not own: what it finds out about checkpoints (`checker`).
 """
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
-from paris_node.announcer import Announcer
+from paris_node.announcer import PROVIDE_TTL_S, Announcer
+from paris_node.checker import Checker
+from paris_node.judging import Candidate, contenders
+from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
 from paris_node.network import Network
 from paris_node.runs import MANIFEST_FILE
-from paris_node.snapshot import Candidate, Observation, observe
+from paris_node.snapshot import Observation, observe
 from paris_p2p import clock
-from paris_p2p.core.assignment import replication_targets
+from paris_p2p.core.safety import check_now, copy_now, is_safe, may_announce_next
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
-from paris_p2p.ids import Role, Term
+from paris_p2p.ids import InfoHash, Role, Term
 from paris_p2p.programs import Output
-from paris_p2p.store.weights import check_weights_file
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import Manifest, SignedManifest
-from paris_p2p.wire.records import MemberRecord, RunRecord
+from paris_p2p.wire.records import MemberRecord, RunRecord, role_scope
 from paris_p2p.workers.nursery import open_inner_nursery
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 HAND_OVER_S = 20.0
 RUN_TTL_S = 600.0
 MEMBER_TTL_S = 300.0
@@ -41,7 +43,13 @@ REPLICA_STALL_S = 30.0
 COPY_DEADLINE_S = 600.0
 """A copy that takes longer goes on later, if it is then still worth it; what was verified stays."""
 COPY_REST_S = 20.0
-MAX_COPIES = 4
+MAX_REST_S = 3600.0
+"""A checkpoint that cannot be copied rests for 20 s, 40 s, 80 s, … up to an hour."""
+MAX_EXAMINED = 2
+"""Checkpoints that are only their signers' word, looked at at once beside the copies the run counts on."""
+EXAMINE_STALL_S = 15.0
+"""Nobody need serve what a stranger's statement names."""
+MAX_COPIES = 3
 """At once: a swarm fetches a few items at a time, and the trainer's shards must not wait for copies."""
 NO_ROLE = Role("")
 
@@ -60,35 +68,54 @@ class Progress:
 
 
 def run_items(manifest: Manifest) -> list[ContentRef]:
-    """Every item the manifest names: shards and components."""
+    """Every item the manifest names: shards, components, initial weights."""
     shards = [ref for cluster in manifest.clusters for ref in (cluster.train, cluster.heldout)]
-    return [*shards, *manifest.components.values()]
+    initial = [variant.initial for variant in manifest.recipe.experts if variant.initial is not None]
+    return [*shards, *manifest.components.values(), *initial]
 
 
-def check_weights_item(folder: Path, signed: SignedManifest, statement: CheckpointStatement) -> None:
-    """Refuse (`RemoteProtocolError`) a fetched weights item that is not what the run's recipe asks for."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise RemoteProtocolError(f"the weights item has no {WEIGHTS_FILE}")
-    tensors = signed.manifest.architecture(statement.role, statement.variant).tensors
-    check_weights_file(path, tensors)
+@dataclass(slots=True)
+class _Tried:
+    """What happened to a checkpoint that this node thought of copying. Times are monotonic."""
+
+    since: float
+    failures: int = 0
+    rest_until: float = 0.0
+
+    def failed(self, now: float) -> None:
+        """It could not be had, or not yet in full."""
+        self.failures += 1
+        self.rest_until = now + min(COPY_REST_S * 2 ** min(self.failures - 1, 16), MAX_REST_S)
 
 
 class RunNode:
-    """One member of one run. `mirror`: copy every role's newest checkpoint, whoever else has it."""
+    """One member of one run. `mirror`: copy every role's newest checkpoint, whoever else has it; `access`:
+    this node's pass, if the run is restricted and it was given one."""
 
-    def __init__(self, network: Network, signed: SignedManifest, output: Output, *, mirror: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        signed: SignedManifest,
+        output: Output,
+        *,
+        mirror: bool,
+        access: bytes = b"",
+    ) -> None:
         self.network = network
         self.signed = signed
         self.output = output
         self.progress = Progress()
         self.announcer = Announcer(network)
+        self.access = access
+        self.checker = Checker(network, signed)
         self._mirror = mirror
-        self._rejected: set[bytes] = set()  # signed statements, as are the next two
-        self._copying: set[bytes] = set()
-        self._rest_until: dict[bytes, float] = {}  # monotonic
+        self._copying: dict[bytes, Role] = {}  # by signed statement, as the next two
+        self._examining: set[bytes] = set()
+        self._tried: dict[bytes, _Tried] = {}
+        self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
+        self._manifest_item = manifest_item.info_hash
         self._items = {manifest_item.info_hash, *(ref.info_hash for ref in run_items(signed.manifest))}
         self.ledger = Ledger(folder / "statements", network.store, keep=self._items)
         self._announce_what_is_held(manifest_item)
@@ -98,24 +125,40 @@ class RunNode:
         manifest = self.signed.manifest
         self.announcer.say(RunRecord(manifest.name, self.signed.run_id, manifest_item), b"", RUN_TTL_S)
         self.announcer.provide(item for item in sorted(self._items) if self.network.store.has(item))
+        for data, statement in self.ledger.held():
+            self.checker.found_good(data, statement)  # it was, before it was noted there
         for role in manifest.roles:
-            newest = self.ledger.newest(role)
-            if newest is not None:
-                self.announcer.provide_checkpoint(self.signed.run_id, *newest)
+            self.announce_newest(role)
+            self._attest(role)
 
-    async def observe(self) -> Observation:
-        """The run as the DHT shows it now, without the checkpoints that were found to be bad here."""
-        return await observe(self.network.dht, self.signed, rejected=self._rejected)
+    async def observe(self, roles: Sequence[Role] | None = None, patience_s: float = math.inf) -> Observation:
+        """The run as the DHT shows it now, judged by what this node has found out itself; of some `roles`
+        only, without those that take longer than `patience_s` to read."""
+        return await observe(
+            self.network.dht, self.signed, known=self.checker.known(), roles=roles, patience_s=patience_s
+        )
 
     async def announce_loop(self) -> None:
         """Renew this node's records for ever; a network that is away is waited out."""
+        async with open_inner_nursery() as nursery:
+            nursery.start_soon(announce_fetches, self.network, self.announcer)
+            await self._announce_all()
+
+    def pinned(self) -> set[InfoHash]:
+        """The items that stay whatever the quota says; asked from any thread."""
+        also = self.network.swarm.in_use() | {self._manifest_item}
+        role = self.progress.role
+        held = [statement for _, statement in self.ledger.held()]
+        return pinned_items(self.signed.manifest, None if role == NO_ROLE else role, held, also)
+
+    async def _announce_all(self) -> None:
         while True:
             self._say_membership()
             self.announcer.forget_removed()
-            try:
-                await self.announcer.flush()
-            except TransportError as error:
-                log.warning("announcing failed, trying again: %s", error)
+            await self._flush()
+            overdue = self.announcer.overdue(clock.unix())
+            if overdue:
+                log.warning("%d announcements are overdue: others may no longer find what is here", overdue)
             await trio.sleep(min(self.signed.manifest.lease.renew_s / 2, ANNOUNCE_PERIOD_S))
 
     def _say_membership(self) -> None:
@@ -141,30 +184,91 @@ class RunNode:
         """Copy the run's components, and the checkpoints that too few peers hold, for ever."""
         async with open_inner_nursery() as nursery:
             nursery.start_soon(self._gather_components)
+            nursery.start_soon(self.checker.run)
             while True:
                 try:
                     observation = await self.observe()
                 except TransportError as error:
                     log.warning("looking for checkpoints to copy failed, trying again: %s", error)
                 else:
+                    await self._review_own(observation)
                     self._start_copies(observation, nursery)
+                    await give_up_abandoned(self.network, self._counting(observation))
                 await trio.sleep(self.signed.manifest.lease.poll_s)
 
-    def _start_copies(self, observation: Observation, nursery: trio.Nursery) -> None:
-        """Each copy is a task, and rests when it failed: one that cannot be had holds up no other."""
-        targets = [c for c in self._targets(observation) if c.data not in self.ledger]
-        self._rest_until = {c.data: self._rest_until.get(c.data, -math.inf) for c in targets}
-        for candidate in targets:
-            rested = self._rest_until[candidate.data] <= clock.monotonic()
-            if rested and candidate.data not in self._copying and len(self._copying) < MAX_COPIES:
-                self._copying.add(candidate.data)
-                nursery.start_soon(self._replicate_quietly, candidate)
+    def _counting(self, observation: Observation) -> list[ContentRef]:
+        """What a fetch in this run may be about now."""
+        shown = [one.statement for some in observation.candidates.values() for one in some]
+        checkpoints = [ref for statement in shown for ref in (statement.weights, statement.resume)]
+        return [*run_items(self.signed.manifest), *checkpoints]
 
-    def _targets(self, observation: Observation) -> list[Candidate]:
-        if self._mirror:
-            return list(observation.newest.values())
+    def _start_copies(self, observation: Observation, nursery: trio.Nursery) -> None:
+        """Each copy is a task, and rests when it failed: one that cannot be had holds up no other.
+
+        One copy a role at a time, so that a fast trainer is not chased from checkpoint to checkpoint.
+        """
+        now = clock.monotonic()
+        shown = {one.data for some in observation.candidates.values() for one in some}
+        self._tried = {data: tried for data, tried in self._tried.items() if data in shown}
+        for candidate in self._wanted(observation, now):
+            role = candidate.statement.role
+            if len(self._copying) < MAX_COPIES and role not in self._copying.values():
+                self._copying[candidate.data] = role
+                nursery.start_soon(self._replicate_quietly, candidate)
+        for candidate in self._doubtful(observation, now):
+            if len(self._examining) < MAX_EXAMINED:
+                self._examining.add(candidate.data)
+                nursery.start_soon(self._examine_quietly, candidate)
+
+    def _wanted(self, observation: Observation, now: float) -> list[Candidate]:
+        """The newest checkpoints that this node should copy now, least replicated first."""
         me, replicas = self.network.identity.node_id, self.signed.manifest.replicas
-        return [observation.newest[s.role] for s in replication_targets(me, observation.view, replicas)]
+        members = observation.view.members
+        wanted = []
+        for role, one in observation.newest.items():
+            tried = self._tried.setdefault(one.data, _Tried(now))
+            rested = tried.rest_until <= now and one.data not in self._examining
+            if rested and one.data not in self.ledger:
+                waited = now - tried.since
+                if self._mirror or copy_now(me, role, one.held, members, replicas, waited):
+                    wanted.append(one)
+        return sorted(wanted, key=lambda one: len(one.providers))
+
+    def _doubtful(self, observation: Observation, now: float) -> list[Candidate]:
+        """Checkpoints that are only their signers' word but would count as newer: who mirrors looks at them
+        at once, an idle node when nobody else did for a while. What never was tried comes first, so that what
+        cannot be had holds nothing up."""
+        me, idle = self.network.identity.node_id, self.progress.role == NO_ROLE
+        skip = {data for data, tried in self._tried.items() if tried.rest_until > now}
+        skip |= self._copying.keys() | self._examining
+        found: list[tuple[int, int, Candidate]] = []
+        for role, some in observation.candidates.items():
+            for place, one in enumerate(contenders(some, observation.newest.get(role), skip=skip)):
+                tried = self._tried.setdefault(one.data, _Tried(now))
+                members, trainer = observation.view.members, one.statement.holder
+                turn = check_now(me, role, members, trainer, now - tried.since)
+                if self._mirror or (idle and turn):
+                    found.append((tried.failures, place, one))
+        return [one for _, _, one in sorted(found, key=lambda entry: entry[:2])]
+
+    async def _review_own(self, observation: Observation) -> None:
+        """Keep what is safe of this node's own work, and see whether the next checkpoint may be announced."""
+        me, members = self.network.identity.node_id, observation.view.members
+        replicas = self.signed.manifest.replicas
+        for role, some in observation.candidates.items():
+            safe = observation.safe.get(role)
+            mine = [one for one in some if one.statement.holder == me and one.data in self.ledger]
+            self.ledger.keep_safe(role, next((one.data for one in some if one.statement == safe), None))
+            if role not in self._announced:
+                continue
+            data, since = self._announced[role]
+            held = [one.held for one in some]
+            shown = next((one for one in mine if one.data == data), None)
+            safely = shown is not None and is_safe(shown.held, held, members, replicas)
+            copied = shown is not None and bool(shown.providers - {me})
+            if may_announce_next(safely, copied, clock.monotonic() - since) or self.progress.role != role:
+                self.announce_newest(role)
+        await self._flush()
 
     async def _gather_components(self) -> None:
         """Every member keeps what a model cannot do without: it must outlive the organiser."""
@@ -180,51 +284,139 @@ class RunNode:
             await trio.sleep(self.signed.manifest.lease.poll_s)
 
     async def _replicate_quietly(self, candidate: Candidate) -> None:
+        """A copy that may fail: then it rests."""
         statement = candidate.statement
+        done = False
         try:
             with trio.move_on_after(COPY_DEADLINE_S):
                 await self.replicate(candidate)
+                done = True
         except (TransportError, RemoteProtocolError, StoreError) as error:
             log.info("no copy of %s step %d: %s", statement.role, statement.step, error)
         finally:
-            self._copying.remove(candidate.data)
-            self._rest_until[candidate.data] = clock.monotonic() + COPY_REST_S
+            del self._copying[candidate.data]
+            self._note_try(candidate, done)
 
-    async def replicate(self, candidate: Candidate) -> None:
+    async def _examine_quietly(self, candidate: Candidate) -> None:
+        """Find out whether strangers' word is true. What is true and lacks copies is kept, other things are
+        only vouched for."""
+        statement = candidate.statement
+        lacking = len(candidate.providers - {statement.holder}) < self.signed.manifest.replicas
+        done = False
+        try:
+            with trio.move_on_after(COPY_DEADLINE_S):
+                if self._mirror or lacking:
+                    await self.replicate(candidate, stall_s=EXAMINE_STALL_S)
+                else:
+                    await self.examine(candidate)
+                done = True
+        except (TransportError, RemoteProtocolError, StoreError) as error:
+            log.info("%s step %d is not believed: %s", statement.role, statement.step, error)
+        finally:
+            self._examining.remove(candidate.data)
+            self._note_try(candidate, done)
+
+    def _note_try(self, candidate: Candidate, done: bool) -> None:
+        now = clock.monotonic()
+        if not done:
+            self._tried.setdefault(candidate.data, _Tried(now)).failed(now)
+
+    async def replicate(self, candidate: Candidate, *, stall_s: float = REPLICA_STALL_S) -> None:
         """Fetch a checkpoint whole, check it, and serve it from here. Raises `TransportError`,
         `RemoteProtocolError` (the checkpoint is bad) or `StoreError`."""
-        await self.fetch_weights(candidate)
-        await self.network.swarm.fetch(candidate.statement.resume, stall_timeout_s=REPLICA_STALL_S)
-        await self.hold(candidate.data, candidate.statement)
+        idle = self._mirror or self.progress.role == NO_ROLE
+        await self.fetch_weights(candidate, measure=idle, stall_s=stall_s)
+        await self.network.swarm.fetch(candidate.statement.resume, stall_timeout_s=stall_s)
+        await self.hold(candidate.data, candidate.statement, access=candidate.access)
 
-    async def fetch_weights(self, candidate: Candidate) -> None:
-        """Fetch and check the weights of a checkpoint. Raises `RemoteProtocolError` if they do not fit."""
+    async def fetch_weights(
+        self, candidate: Candidate, *, measure: bool, stall_s: float = REPLICA_STALL_S
+    ) -> None:
+        """Fetch and check the weights of a checkpoint. Raises `RemoteProtocolError` if they do not fit.
+
+        `measure`: a finished one's held-out loss, too. A node that trains needs its machine for that, and an
+        unfinished one is measured by the trainer that goes on from it.
+        """
         statement = candidate.statement
         item = statement.weights.info_hash
         known = self.network.store.has(item)
-        folder = await self.network.swarm.fetch(statement.weights, stall_timeout_s=REPLICA_STALL_S)
+        folder = await self.network.swarm.fetch(statement.weights, stall_timeout_s=stall_s)
         try:
-            await trio.to_thread.run_sync(check_weights_item, folder, self.signed, statement)
-        except RemoteProtocolError:
-            self._rejected.add(candidate.data)
+            await self.checker.examine(candidate, folder, measure=measure and statement.finished)
+        except RemoteProtocolError as error:
+            log.warning("%s step %d is refused: %s", statement.role, statement.step, error)
             if not known and not self.ledger.needs(item):  # else it is a good item under a false flag
                 await trio.to_thread.run_sync(self.network.store.remove, item)
             raise
+        finally:
+            self._attest(statement.role)
 
-    async def hold(self, data: bytes, statement: CheckpointStatement) -> None:
-        """Both items of `statement` are complete here: note it and tell others."""
-        await trio.to_thread.run_sync(self.ledger.add, data, statement)
-        newest = self.ledger.newest(statement.role)
-        if newest is not None:
-            self.announcer.provide_checkpoint(self.signed.run_id, *newest)
+    async def examine(self, candidate: Candidate) -> None:
+        """As `fetch_weights`, and keep nothing but the finding. Raises what it raises."""
+        item = candidate.statement.weights.info_hash
+        known = self.network.store.has(item)
+        await self.fetch_weights(candidate, measure=True, stall_s=EXAMINE_STALL_S)
+        await self._flush()
+        if not known and not self.ledger.needs(item):
+            await trio.to_thread.run_sync(self.network.store.remove, item)
+
+    async def hold(
+        self,
+        data: bytes,
+        statement: CheckpointStatement,
+        *,
+        loss: float | None = None,
+        access: bytes = b"",
+    ) -> None:
+        """Both items of `statement` are complete and good here: note it and tell others. `loss`: as this node
+        measured it, if it did; `access`: the pass of the statement's holder, if it has one."""
+        await trio.to_thread.run_sync(self.ledger.add, data, statement, access)
+        self.checker.found_good(data, statement, loss)
+        self._attest(statement.role)
+        if not self._own_is_waited_for(statement):
+            self.announce_newest(statement.role)
+        await self._flush()
+
+    def _own_is_waited_for(self, statement: CheckpointStatement) -> bool:
+        """Whether an earlier checkpoint of this node's present work is still being copied by others."""
+        shown = self._announced.get(statement.role)
+        if shown is None or statement.finished or self.progress.role != statement.role:
+            return False
+        earlier = dict(self.ledger.held()).get(shown[0])
+        lineage = (statement.holder, statement.term)
+        return earlier is not None and (earlier.holder, earlier.term) == lineage
+
+    def announce_newest(self, role: Role) -> None:
+        """Say which checkpoint of `role` this node holds: the newest, from the next flush on."""
+        newest = self.ledger.newest(role)
+        if newest is None:
+            return
+        data, statement = newest
+        mine = statement.holder == self.network.identity.node_id
+        if mine and self._announced.get(role, (b"", 0.0))[0] != data:
+            self._announced[role] = (data, clock.monotonic())
+        elif not mine:
+            self._announced.pop(role, None)
+        self.ledger.keep_announced(role, data)
+        self.announcer.provide_checkpoint(self.signed.run_id, data, statement, self.ledger.access(data))
+
+    def _attest(self, role: Role) -> None:
+        record = self.checker.attestation(role, self.access)
+        if record.checks:
+            self.announcer.say(record, role_scope(self.signed.run_id, role), PROVIDE_TTL_S)
+
+    async def _flush(self) -> None:
         try:
             await self.announcer.flush()
         except TransportError as error:
-            log.warning("announcing a checkpoint failed, it is tried again: %s", error)
+            log.warning("announcing failed, it is tried again: %s", error)
 
     async def hand_over(self) -> None:
         """Before leaving: give peers a bounded time to copy the newest checkpoints only this node holds."""
+        for role in self.signed.manifest.roles:
+            self.announce_newest(role)
         with trio.move_on_after(HAND_OVER_S):
+            await self._flush()
             while await self._only_here():
                 await trio.sleep(1.0)
 

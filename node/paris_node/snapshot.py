@@ -4,23 +4,44 @@ Owns: reading a run's records from the DHT into an `Observation`, and its reduct
 Does not own: drawing (`views`), deciding (`core`).
 """
 
+import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paris_node.judging import (
+    NOTHING_KNOWN,
+    Candidate,
+    Known,
+    attestations,
+    candidates,
+    countable,
+    jury,
+    newest_candidate,
+)
 from paris_p2p import clock
-from paris_p2p.core.accept import choose_checkpoint
-from paris_p2p.core.assignment import RoleStatus, View, newest_statement, role_states, seen_claims
+from paris_p2p.core.access import admitted
+from paris_p2p.core.assignment import (
+    MAX_ROLES_PER_NODE,
+    RoleState,
+    RoleStatus,
+    SeenClaim,
+    View,
+    honoured,
+    role_states,
+    seen_claims,
+)
+from paris_p2p.core.safety import safe_checkpoint
 from paris_p2p.dht.client import Dht
-from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
-from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement
+from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.identity import peer_id_text
 from paris_p2p.wire.manifest import SignedManifest, Training
-from paris_p2p.wire.records import AnnounceRecord, MemberRecord, Record, role_scope
+from paris_p2p.wire.records import MemberRecord, Record, role_scope
+from paris_p2p.wire.terms import term_number
 
-MAX_RECORDS_PER_KEY = 2048
+MAX_MEMBERS = 2048
 MAX_COUNT = 1 << 50
 """Steps, rates and losses beyond this are a stranger's joke."""
 MAX_SKEW_S = 3600.0
@@ -30,37 +51,36 @@ LONGEST_S = 10.0 * 365 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A checkpoint somebody announces: the statement, its signed bytes, and who holds it whole."""
-
-    statement: CheckpointStatement
-    data: bytes
-    providers: frozenset[NodeId]
-
-
-@dataclass(frozen=True, slots=True)
 class Observation:
-    """A run's live records. `candidates`: a role's announced checkpoints, best for use first; `newest`: the
-    one a successor goes on from (`core.assignment.newest_statement`); `view`: what the lease machine sees."""
+    """A run's live records. `candidates`: a role's announced checkpoints, credible and best for use first;
+    `newest`: the one the run goes by (`judging.countable`), where there is one; `safe`: the newest that
+    enough others hold; `view`: what the lease machine sees."""
 
     view: View
     candidates: Mapping[Role, Sequence[Candidate]]
     newest: Mapping[Role, Candidate]
+    safe: Mapping[Role, CheckpointStatement]
 
     def best(self, role: Role) -> CheckpointStatement | None:
         """The best announced checkpoint of `role`."""
-        found = self.candidates[role]
+        found = self.candidates.get(role)
         return found[0].statement if found else None
 
     def finished(self, roles: Iterable[Role]) -> bool:
-        """Whether every role has a finished checkpoint that somebody holds."""
-        bests = [self.best(role) for role in roles]
-        return all(best is not None and best.finished for best in bests)
+        """Whether every role has a finished checkpoint that was checked by this node or enough others."""
+        newest = [self.newest.get(role) for role in roles]
+        return all(one is not None and one.statement.finished and one.credible for one in newest)
 
 
 @dataclass(frozen=True, slots=True)
 class RoleLine:
-    """One row of the status table. Ages and times in seconds; `None` where nothing is known."""
+    """One row of the status table. Ages and times in seconds; `None` where nothing is known.
+
+    `announced_step`, `content_id`, `providers`: of the checkpoint the run goes by. It was made by `made_by`
+    in term `made_in`, going on from the resume item `parent` (hex), if any; `checked`: whether it is more
+    than its signer's word; `checked_by` witnesses found it good, with a held-out loss of `measured_loss` if
+    they measured. `safe_step`: of the newest checkpoint that enough others hold.
+    """
 
     role: Role
     state: str
@@ -75,6 +95,13 @@ class RoleLine:
     eta_s: float | None
     content_id: str | None
     providers: int
+    safe_step: int = 0
+    checked: bool = False
+    checked_by: int = 0
+    measured_loss: float | None = None
+    made_by: NodeId | None = None
+    made_in: int = 0
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +132,80 @@ class Snapshot:
         }
 
 
-async def observe(dht: Dht, signed: SignedManifest, *, rejected: Collection[bytes] = ()) -> Observation:
-    """Read every live record of the run. `rejected`: signed statements to leave out, found to be bad."""
-    roles = signed.manifest.roles
-    keys = [("claim", role_scope(signed.run_id, role)) for role in roles]
-    keys += [("announce", role_scope(signed.run_id, role)) for role in roles]
-    answers = await dht.read_many([*keys, ("member", signed.run_id)])
+async def observe(
+    dht: Dht,
+    signed: SignedManifest,
+    *,
+    known: Known = NOTHING_KNOWN,
+    roles: Sequence[Role] | None = None,
+    patience_s: float = math.inf,
+) -> Observation:
+    """Read the live records of the run, and judge what strangers say by what this node knows itself.
+
+    Of `roles` only (default: all), and without those whose claims take longer than `patience_s` to read.
+    """
+    roles = signed.manifest.roles if roles is None else roles
+    kinds = ("claim", "announce", "attest")
+    keys = [(kind, role_scope(signed.run_id, role)) for kind in kinds for role in roles]
+    answers = await _read([*keys, ("member", signed.run_id)], dht, patience_s)
+    claimed, announced, attested = (answers[n * len(roles) : (n + 1) * len(roles)] for n in range(3))
     now_unix = clock.unix()
-    claims = dict(zip(roles, answers[: len(roles)], strict=True))
-    announced = dict(zip(roles, answers[len(roles) : -1], strict=True))
-    found = {role: candidates(records, signed, role, rejected) for role, records in announced.items()}
-    newest = {role: newest_candidate(some) for role, some in found.items() if some}
+    members = _members(answers[-1] or (), now_unix)
+    lease = signed.manifest.lease
+    claims = {
+        role: seen_claims(role, admitted(signed, records, now_unix), lease, now_unix)
+        for role, records in zip(roles, claimed, strict=True)
+        if records is not None
+    }
+    words = jury(signed, members, known)
+    found = {
+        role: candidates(
+            signed, role, records or (), attestations(signed, said or (), now_unix), words, known
+        )
+        for role, records, said in zip(roles, announced, attested, strict=True)
+        if role in claims
+    }
+    return _observation(signed, honoured(claims, now_unix, MAX_ROLES_PER_NODE), found, members, now_unix)
+
+
+async def _read(
+    keys: Sequence[tuple[str, bytes]], dht: Dht, patience_s: float
+) -> Sequence[list[Record] | None]:
+    if math.isinf(patience_s):
+        return await dht.read_many(keys)
+    return await dht.read_some(keys, patience_s=patience_s)
+
+
+def _observation(
+    signed: SignedManifest,
+    claims: Mapping[Role, Sequence[SeenClaim]],
+    found: Mapping[Role, Sequence[Candidate]],
+    members: Mapping[NodeId, MemberRecord],
+    now_unix: float,
+) -> Observation:
+    counting = {role: countable(role, some, claims[role], now_unix) for role, some in found.items()}
+    newest = {role: newest_candidate(some) for role, some in counting.items() if some}
+    replicas = signed.manifest.replicas
+    safe = {
+        role: safe_checkpoint([one.held for one in some], members, replicas)
+        for role, some in counting.items()
+    }
     view = View(
         now_unix=now_unix,
-        claims={r: seen_claims(records, signed.manifest.lease, now_unix) for r, records in claims.items()},
+        claims=claims,
         statements={role: candidate.statement for role, candidate in newest.items()},
-        members=_members(answers[-1], now_unix),
+        members=members,
         providers={role: candidate.providers for role, candidate in newest.items()},
     )
-    return Observation(view, found, newest)
+    kept = {role: statement for role, statement in safe.items() if statement is not None}
+    return Observation(view, found, newest, kept)
 
 
 def _members(records: Iterable[Record], now_unix: float) -> dict[NodeId, MemberRecord]:
     """The members among `records`; one that says impossible numbers says nothing."""
     return {
         record.owner: record.payload
-        for record in records
+        for record in itertools.islice(records, MAX_MEMBERS)
         if isinstance(record.payload, MemberRecord) and plausible(record.payload, now_unix)
     }
 
@@ -145,61 +220,27 @@ def plausible(member: MemberRecord, now_unix: float) -> bool:
     )
 
 
-def going_on_order(found: Sequence[Candidate], limit: int) -> list[Candidate]:
-    """The first `limit` of `found` in the order in which a successor tries to go on from them."""
-    left = list(found)
-    ordered: list[Candidate] = []
-    while left and len(ordered) < limit:
-        newest = newest_candidate(left)
-        left.remove(newest)
-        ordered.append(newest)
-    return ordered
-
-
-def newest_candidate(found: Sequence[Candidate]) -> Candidate:
-    """The one of `found` (not empty) that a successor goes on from."""
-    newest = newest_statement(candidate.statement for candidate in found)
-    return next(candidate for candidate in found if candidate.statement == newest)
-
-
-def candidates(
-    records: Sequence[Record], signed: SignedManifest, role: Role, rejected: Collection[bytes] = ()
-) -> tuple[Candidate, ...]:
-    """The announced checkpoints of `role` that fit the run, best first; forged statements are dropped."""
-    holders: dict[bytes, set[NodeId]] = {}
-    for record in records[:MAX_RECORDS_PER_KEY]:
-        if isinstance(record.payload, AnnounceRecord) and record.payload.statement not in rejected:
-            holders.setdefault(record.payload.statement, set()).add(record.owner)
-    by_statement: dict[CheckpointStatement, bytes] = {}
-    for data in holders:
-        try:
-            statement = check_statement(data)
-        except RemoteProtocolError:
-            continue
-        by_statement[statement] = data
-    ordered = choose_checkpoint(by_statement, signed, role)
-    return tuple(Candidate(s, by_statement[s], frozenset(holders[by_statement[s]])) for s in ordered)
-
-
 def take_snapshot(observation: Observation, signed: SignedManifest) -> Snapshot:
     """Reduce an observation to what people and scripts want to see."""
     manifest, view = signed.manifest, observation.view
     statuses = role_states(manifest.roles, view)
-    lines = tuple(_role_line(statuses[role], manifest.training(role)) for role in manifest.roles)
+    lines = tuple(_role_line(statuses[role], observation, manifest.training(role)) for role in manifest.roles)
     members = tuple(sorted((peer_id_text(node), record) for node, record in view.members.items()))
     return Snapshot(signed.run_id.hex(), manifest.name, lines, members, view.now_unix)
 
 
-def _role_line(status: RoleStatus, training: Training) -> RoleLine:
+def _role_line(status: RoleStatus, observation: Observation, training: Training) -> RoleLine:
     best = status.statement
+    newest, safe = observation.newest.get(status.role), observation.safe.get(status.role)
+    checked, finished = newest is not None and newest.credible, status.state is RoleState.FINISHED
     loss = status.loss if status.loss is not None or best is None else best.heldout_loss
     rate = status.images_per_s or None  # a stranger's word: it may be any positive number
     left = (status.total_steps or training.steps) - status.step
     return RoleLine(
         role=status.role,
-        state=status.state.value,
+        state="claimed" if finished and not checked else status.state.value,
         holder=status.holder,
-        term=status.term,
+        term=term_number(status.term),
         step=status.step,
         total_steps=status.total_steps or training.steps,
         announced_step=best.step if best else 0,
@@ -209,6 +250,13 @@ def _role_line(status: RoleStatus, training: Training) -> RoleLine:
         eta_s=_sensible(left * training.batch_size / rate if rate else None),
         content_id=best.weights.info_hash.hex() if best else None,
         providers=status.providers,
+        safe_step=safe.step if safe else 0,
+        checked=checked,
+        checked_by=len(newest.witnesses) if newest else 0,
+        measured_loss=newest.measured if newest else None,
+        made_by=best.holder if best else None,
+        made_in=term_number(best.term) if best else 0,
+        parent=best.parent.hex() if best and best.parent else None,
     )
 
 
@@ -231,6 +279,13 @@ def _role_json(line: RoleLine) -> dict[str, Any]:
         "eta_s": None if line.eta_s is None else round(line.eta_s, 1),
         "content_id": line.content_id,
         "providers": line.providers,
+        "safe_step": line.safe_step,
+        "checked": line.checked,
+        "checked_by": line.checked_by,
+        "measured_loss": line.measured_loss,
+        "made_by": peer_id_text(line.made_by) if line.made_by else None,
+        "made_in_term": line.made_in,
+        "parent": line.parent,
     }
 
 

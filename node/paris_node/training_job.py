@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 
 import trio
 
+from paris_node.judging import Candidate, going_on_order
 from paris_node.run_node import RunNode
-from paris_node.snapshot import going_on_order
 from paris_p2p import clock
-from paris_p2p.errors import ParisError, StoreError, TransportError, WorkerError
+from paris_p2p.core.accept import Standing
+from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError, WorkerError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.terms import term_number
 from paris_p2p.workers.nursery import open_inner_nursery
 from paris_p2p.workers.spawn import Worker, open_worker
 
@@ -35,7 +37,10 @@ SILENCE_DEADLINE_S = 900.0
 STOP_GRACE_S = 60.0
 SHARD_STALL_S = 120.0
 RESUME_STALL_S = 30.0
-RESUME_CANDIDATES = 4
+UNBACKED_STALL_S = 15.0
+"""For checkpoints that are only their signers' word: nobody need serve them."""
+RESUME_CANDIDATES = 8
+"""Credible ones come first; strangers can announce as many others as they like."""
 RESUME_ROUNDS = 3
 """How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
@@ -65,6 +70,7 @@ class TrainingJob:
         self._stopping = trio.Event()
         self._parent = b""
         self._variant = 0
+        self._initial: list[str | None] = []
         self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
         self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
 
@@ -104,7 +110,8 @@ class TrainingJob:
 
     async def _gather_shards(self) -> list[dict[str, Any]]:
         manifest = self._node.signed.manifest
-        refs = manifest.shards(self._role)
+        initial = manifest.initial(self._role)
+        refs = {*manifest.shards(self._role), *(ref for ref in initial if ref is not None)}
         paths: dict[ContentRef, Path] = {}
 
         async def gather(ref: ContentRef) -> None:
@@ -114,6 +121,7 @@ class TrainingJob:
             for ref in refs:
                 nursery.start_soon(gather, ref)
         self._node.announcer.provide(ref.info_hash for ref in refs)
+        self._initial = [str(paths[ref]) if ref is not None else None for ref in initial]
         return [
             {"cluster": c.index, "train": str(paths[c.train]), "heldout": str(paths[c.heldout])}
             for c in manifest.clusters
@@ -142,26 +150,36 @@ class TrainingJob:
         unreachable = False
         observation = await self._node.observe()
         for candidate in going_on_order(observation.candidates[self._role], RESUME_CANDIDATES):
-            if candidate.data in self._refused:
+            if candidate.data in self._refused or candidate.standing is Standing.REFUTED:
                 continue
-            if candidate.statement.finished:
-                return Outcome("finished"), False
-            fetch = partial(
-                self._node.network.swarm.fetch, candidate.statement.resume, stall_timeout_s=RESUME_STALL_S
-            )
+            stall_s = RESUME_STALL_S if candidate.credible else UNBACKED_STALL_S
+            resume = candidate.statement.resume
+            fetch = partial(self._node.network.swarm.fetch, resume, stall_timeout_s=stall_s)
             try:
+                if candidate.statement.finished:
+                    await self._check_finished(candidate)
+                    return Outcome("stopped" if self._stopping.is_set() else "finished"), False
                 folder = await self._unless_stopped(fetch)
                 if folder is None:
                     return Outcome("stopped"), False
                 return await self._train(shards, candidate.statement, folder), False
-            except (TransportError, _BadResume) as error:
+            except (TransportError, RemoteProtocolError, _BadResume) as error:
                 step = candidate.statement.step
-                log.warning("%s: step %d cannot be resumed from: %s", self._role, step, error)
+                log.warning("%s: step %d cannot be gone on from: %s", self._role, step, error)
                 if isinstance(error, TransportError):
                     unreachable = True
                 else:
                     self._refused.add(candidate.data)
         return None, unreachable
+
+    async def _check_finished(self, candidate: Candidate) -> None:
+        """A stranger's word is not enough to leave a role untrained: look at the weights.
+
+        Raises `TransportError` or `RemoteProtocolError` when the role is not known to be finished.
+        """
+        if not candidate.credible:
+            fetch = self._node.fetch_weights
+            await self._unless_stopped(partial(fetch, candidate, measure=True, stall_s=UNBACKED_STALL_S))
 
     async def _train(
         self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
@@ -205,8 +223,10 @@ class TrainingJob:
             "variant": self._variant,
             "device": self._device,
             "shards": shards,
+            "initial": self._initial,
             "resume": str(resume) if resume else None,
             "resume_step": parent.step if parent else 0,
+            "resume_loss": parent.heldout_loss if parent else None,
             "out": str(out),
             "threads": self._threads or max(1, (os.cpu_count() or 2) // 2),
         }
@@ -258,9 +278,9 @@ class TrainingJob:
         if parent is not None:
             self._node.output.event(
                 "resumed",
-                f"{self._role}: going on from step {message['step']} (term {self._term})",
+                f"{self._role}: going on from step {message['step']} (term {term_number(self._term)})",
                 role=self._role,
-                term=self._term,
+                term=term_number(self._term),
                 step=message["step"],
                 parent=parent.resume.info_hash.hex(),
             )
@@ -284,14 +304,15 @@ class TrainingJob:
         resume = await trio.to_thread.run_sync(lambda: store.add(Path(message["resume"]), mode="move"))
         statement = self._statement(message, weights, resume)
         self._parent = resume.info_hash
-        await self._node.hold(sign_statement(statement, self._node.network.identity), statement)
+        signed = sign_statement(statement, self._node.network.identity)
+        await self._node.hold(signed, statement, loss=statement.heldout_loss, access=self._node.access)
         await self._drop_parent()
         self._node.output.event(
             "checkpoint",
             f"{self._role}: checkpoint at step {statement.step}/{statement.total_steps}, "
             f"held-out loss {statement.heldout_loss:.4f}",
             role=self._role,
-            term=self._term,
+            term=term_number(self._term),
             step=statement.step,
             content_id=weights.info_hash.hex(),
             heldout_loss=statement.heldout_loss,

@@ -7,6 +7,8 @@ Does not own: the protocol's decisions (`core.lease`) or a job's inside (`traini
 import logging
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
@@ -19,6 +21,7 @@ from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteCl
 from paris_p2p.errors import ConfigError, StoreError, TransportError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.records import role_scope, sign_record
+from paris_p2p.wire.terms import term_number
 from paris_p2p.workers.nursery import open_inner_nursery
 
 log = logging.getLogger(__name__)
@@ -126,16 +129,20 @@ class Volunteer:
         await self._perform(self._machine.step(observation.view, now()), nursery)
 
     async def _read(self) -> Observation | None:
-        """The run as it is now, or None: no answer in time, or it is no longer of interest."""
+        """What the machine asks for of the run as it is now, or None: no answer in time, or it is no longer
+        of interest."""
         observation: Observation | None = None
+        roles: Sequence[Role] | None = self._machine.reads
+        if self._wanted is not None and self._machine.role is None:
+            roles = None  # whether the run is complete is seen by all of them
         try:
             with trio.move_on_after(READ_DEADLINE_S) as self._reading:
-                observation = await self._node.observe()
+                observation = await self._node.observe(roles, self._machine.patience_s)
         except TransportError as error:
             log.warning("reading the run failed, trying again: %s", error)
         if self._reading.cancelled_caught and not self._leaving:
             log.warning("reading the run took longer than %.0f s, trying again", READ_DEADLINE_S)
-        return observation
+        return observation if observation is not None and observation.view.claims else None
 
     def _short_of_disk(self) -> bool:
         """Whether a role would be claimed that the disk cannot hold: a full one fails every role in turn."""
@@ -170,7 +177,8 @@ class Volunteer:
     async def _write(self, write: WriteClaim) -> None:
         network = self._node.network
         scope = role_scope(self._node.signed.run_id, write.role)
-        record = sign_record(network.identity, write.claim, scope, write.expiration_unix)
+        claim = replace(write.claim, access=self._node.access)
+        record = sign_record(network.identity, claim, scope, write.expiration_unix)
         started = clock.monotonic()
         try:
             ok = (await network.dht.publish([record], deadline_s=WRITE_DEADLINE_S))[0]
@@ -180,9 +188,8 @@ class Volunteer:
         self._machine.stored(write, ok, clock.monotonic() - started, now())
 
     def _start(self, start: Start, nursery: trio.Nursery) -> None:
-        self._node.output.event(
-            "claimed", f"{start.role} is ours (term {start.term})", role=start.role, term=start.term
-        )
+        term = term_number(start.term)
+        self._node.output.event("claimed", f"{start.role} is ours (term {term})", role=start.role, term=term)
         progress = self._node.progress
         progress.role, progress.term, progress.step, progress.loss = start.role, start.term, 0, 0.0
         self._job = TrainingJob(
@@ -216,7 +223,8 @@ class Volunteer:
     def _conclude(self, start: Start, outcome: Outcome) -> None:
         if outcome.kind == "finished":
             self._machine.finished(start.role)
-            self._node.output.event("finished", f"{start.role} is finished", role=start.role, term=start.term)
+            term = term_number(start.term)
+            self._node.output.event("finished", f"{start.role} is finished", role=start.role, term=term)
         elif outcome.kind == "config":
             self._fatal = ConfigError(outcome.reason)
             self._machine.failed(start.role, now())

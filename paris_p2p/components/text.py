@@ -13,6 +13,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from paris_p2p.components import clip_folder
+from paris_p2p.errors import ConfigError
+
 # A config comes from the network: bound what building it may allocate.
 MAX_VOCABULARY = 1 << 20
 MAX_CONTEXT_LENGTH = 4096
@@ -70,8 +73,23 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers s
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **arguments: Any) -> Self:
-        """The encoder in `folder`, from safetensors only: diffusers would fall back to a pickle."""
+        """The encoder in `folder`, ours or a CLIP text model of the transformers library, from safetensors
+        only: diffusers would fall back to a pickle. Raises `ConfigError` for a foreign one that does not fit.
+        """
+        if clip_folder.is_clip_folder(Path(folder)):
+            return cls._from_clip(Path(folder), arguments.get("torch_dtype") or torch.float32)
         encoder: Self = super().from_pretrained(folder, **{**arguments, "use_safetensors": True})
+        return encoder
+
+    @classmethod
+    def _from_clip(cls, folder: Path, dtype: torch.dtype) -> Self:
+        sizes = clip_folder.encoder_arguments(folder)
+        try:
+            encoder: Self = cls(**sizes)
+            encoder.load_state_dict(clip_folder.encoder_state(folder, sizes["layers"], dtype), assign=True)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"{folder} is no CLIP text model: {error}") from None
+        encoder.to(dtype).eval()
         return encoder
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from paris_p2p.components import clip_folder
 from paris_p2p.errors import ConfigError
 
 CONFIG_NAME = "tokenizer_config.json"
@@ -50,16 +51,21 @@ def _byte_pairs() -> _BytePairs:
 
 class Tokenizer:
     """Text to token ids. `kept`: the merged CLIP tokens of a reduced vocabulary, or `None` for all of them.
+    `pad_with_end`: short texts are filled up with the end token, as OpenAI's CLIP in the transformers library
+    does, not with zeros, as open_clip does; experts see the difference.
 
     Raises `ConfigError` when `context_length` or `kept` is out of range.
     """
 
-    def __init__(self, context_length: int = 77, kept: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, context_length: int = 77, kept: Iterable[int] | None = None, pad_with_end: bool = False
+    ) -> None:
         if not 2 <= context_length <= MAX_CONTEXT_LENGTH:
             raise ConfigError(
                 f"a tokenizer's context_length {context_length} is not in 2 to {MAX_CONTEXT_LENGTH}"
             )
         self.context_length = context_length
+        self.pad_with_end = pad_with_end
         self.kept = None if kept is None else tuple(sorted(set(kept)))
         if self.kept and not BYTE_TOKENS <= self.kept[0] <= self.kept[-1] < START_TOKEN:
             raise ConfigError("a tokenizer's kept tokens must be merged tokens of CLIP's vocabulary")
@@ -77,9 +83,10 @@ class Tokenizer:
         return CLIP_VOCABULARY if self.kept is None else BYTE_TOKENS + len(self.kept) + 2
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The ids of `texts`, (N, context_length) int64: start, tokens, end, then zeros; too long ones are
-        cut, the end token kept."""
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        """The ids of `texts`, (N, context_length) int64: start, tokens, end, then zeros or more ends; texts
+        that are too long are cut, the end token kept."""
+        fill = self.vocab_size - 1 if self.pad_with_end else 0
+        ids = torch.full((len(texts), self.context_length), fill, dtype=torch.int64)
         for row, text in enumerate(texts):
             tokens = self._numbered([START_TOKEN, *self.tokens(text)])[: self.context_length - 1]
             tokens.append(self.vocab_size - 1)
@@ -114,6 +121,8 @@ class Tokenizer:
             "context_length": self.context_length,
             "kept_tokens": None if self.kept is None else list(self.kept),
         }
+        if self.pad_with_end:  # left out otherwise: a file is named by its hash, and older ones lack it
+            config["pad_with_end"] = True
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(config) + "\n", encoding="utf-8")
 
@@ -127,14 +136,21 @@ class Tokenizer:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a tokenizer: {error}") from None
-        return cls(*_checked(config, path))
+        return cls(**_checked(config, path))
 
 
-def _checked(config: object, path: Path) -> tuple[int, list[int] | None]:
-    """The arguments in a tokenizer file, which came from the network."""
+def _checked(config: object, path: Path) -> dict[str, Any]:
+    """The arguments in a tokenizer file, ours or transformers', which came from the network."""
     if isinstance(config, dict):
+        foreign = clip_folder.tokenizer_arguments(path.parent, config)
+        if foreign is not None:
+            return foreign
         length, kept = config.get("context_length"), config.get("kept_tokens")
         whole = isinstance(kept, list) and all(type(token) is int for token in kept)
         if type(length) is int and (kept is None or whole):
-            return length, kept
+            return {
+                "context_length": length,
+                "kept": kept,
+                "pad_with_end": config.get("pad_with_end") is True,
+            }
     raise ConfigError(f"{path} is malformed: it needs context_length and kept_tokens (a list, or null)")

@@ -1,26 +1,148 @@
 """Which checkpoints may be used, and which is best: pure rules over signed statements and headers.
 
 Owns: the conditions a checkpoint must meet before a byte of it is fetched (`refusal`), before it is used or
-passed on (`check_weights_header`), and the order in which candidates are tried (`order_checkpoints`).
-Does not own: fetching, or reading weights (`store.weights`).
+passed on (`check_weights_header`, `loss_refusal`), whose word for that counts (`standing`), and the order in
+which candidates are tried (`order_checkpoints`).
+Does not own: fetching, or reading weights (`store.weights`), or who may speak at all (`core.access`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from statistics import median
 
 from paris_p2p.errors import RemoteProtocolError
-from paris_p2p.ids import ROUTER, Role
+from paris_p2p.ids import ROUTER, NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, Manifest, SignedManifest
 from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, check_schema, tensor_bytes
+from paris_p2p.wire.terms import highest_number, term_number
 
-MAX_TERM = (1 << 31) - 1
-"""The highest term a claim can carry (`wire.records.ClaimRecord`): no checkpoint comes from beyond it."""
 SIDE_FILES_BYTES = 64 << 20
 """Room in an item beside the tensors: headers, `config.json`, random states, data cursor."""
 RESUME_FACTOR = 16
 """How many times the weights' bytes a resume item may hold. AdamW needs raw weights, average and two
 moments in fp32: 4 times fp32 weights, 8 times bf16 ones; the rest is room for other optimizers."""
+
+ENOUGH_WITNESSES = 2
+"""So many members' words make a checkpoint count while the organiser does not publish: one may be mistaken or
+a friend of the trainer's."""
+LOSS_TOLERANCE = 0.05
+LOSS_SLACK = 0.02
+"""A loss measured again may exceed the one stated by so much: other devices round differently."""
+WORST_OF_BASELINE = 1.5
+"""Weights whose loss exceeds that of saying nothing by this factor were not trained for this."""
+
+
+class Standing(IntEnum):
+    """How far a checkpoint is more than its signer's word. `REFUTED`: the organiser found it bad, or its
+    signer signed something this node found bad; `UNCHECKED`: nobody whose word counts has checked it;
+    `BACKED`: enough others have; `CHECKED`: this node has."""
+
+    REFUTED = 0
+    UNCHECKED = 1
+    BACKED = 2
+    CHECKED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """`owner` says of a statement that its weights are `good`, or not; `loss`: as it measured it, if it
+    did."""
+
+    owner: NodeId
+    good: bool
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Jury:
+    """Whose words count. `publishing`: the organiser is here and looks at every checkpoint; `members`: who
+    takes part now; `ignored`: nodes this one has caught vouching for a bad checkpoint."""
+
+    organiser: NodeId
+    publishing: bool
+    members: frozenset[NodeId]
+    ignored: frozenset[NodeId] = frozenset()
+
+    def witnesses(self, holder: NodeId) -> frozenset[NodeId]:
+        """Who may vouch for a checkpoint of `holder`: never the holder itself, unless it is the organiser."""
+        return (self.members - {holder} | {self.organiser}) - self.ignored
+
+    def needed(self, holder: NodeId) -> int:
+        """How many of them must, the organiser not being one: two, or all of a smaller run; none when the
+        holder is all there is of the run."""
+        others = len(self.members - {holder} - self.ignored)
+        if others == 0 and holder in self.members:
+            return 0
+        return max(1, min(ENOUGH_WITNESSES, others))
+
+
+def standing(
+    statement: CheckpointStatement, attestations: Iterable[Attestation], jury: Jury, *, checked: bool
+) -> Standing:
+    """The standing of a checkpoint. `checked`: this node found it good.
+
+    The own check beats every word. The organiser's word, either way, is enough; while it publishes, nobody
+    else's is, because keys are free and so are witnesses. Without it `Jury.needed` others must vouch, and
+    more than say the opposite.
+    """
+    if checked:
+        return Standing.CHECKED
+    if statement.holder in jury.ignored:
+        return Standing.REFUTED
+    words = {word.owner: word.good for word in eligible(statement, attestations, jury)}
+    if jury.organiser in words:
+        return Standing.BACKED if words[jury.organiser] else Standing.REFUTED
+    if jury.publishing:
+        return Standing.UNCHECKED
+    good = sum(words.values())
+    enough = good >= jury.needed(statement.holder) and good >= len(words) - good
+    return Standing.BACKED if enough else Standing.UNCHECKED
+
+
+def eligible(
+    statement: CheckpointStatement, attestations: Iterable[Attestation], jury: Jury
+) -> list[Attestation]:
+    """Those of the attestations whose owners may vouch."""
+    witnesses = jury.witnesses(statement.holder)
+    return [word for word in attestations if word.owner in witnesses]
+
+
+def measured_loss(words: Sequence[Attestation], organiser: NodeId) -> float | None:
+    """The held-out loss as eligible witnesses measured it: the organiser's, else their median."""
+    losses = {word.owner: word.loss for word in words if word.good and word.loss is not None}
+    return losses.get(organiser, median(losses.values())) if losses else None
+
+
+def loss_refusal(stated: float, measured: float, baseline: float | None = None) -> str | None:
+    """Why weights stated to have a held-out loss of `stated` are not believed when it measures as `measured`.
+
+    `baseline`: the loss of a network that says nothing (zero everywhere), if known. None: they are believed.
+    """
+    if not math.isfinite(measured):
+        return "their held-out loss is not finite"
+    if measured > stated * (1 + LOSS_TOLERANCE) + LOSS_SLACK:
+        return f"their held-out loss is {measured:.4f}, not {stated:.4f} as stated"
+    if baseline is not None and measured > WORST_OF_BASELINE * baseline:
+        return f"their held-out loss is {measured:.4f}, a network that says nothing has {baseline:.4f}"
+    return None
+
+
+def limit_per_holder(
+    statements: Iterable[CheckpointStatement], backed: Collection[CheckpointStatement], limit: int
+) -> list[CheckpointStatement]:
+    """At most `limit` statements of each holder: those somebody counts on (`backed`), then the newest by term
+    and step. One key must not fill a reader's table."""
+    by_holder: dict[NodeId, list[CheckpointStatement]] = {}
+    for statement in statements:
+        by_holder.setdefault(statement.holder, []).append(statement)
+    kept: list[CheckpointStatement] = []
+    for some in by_holder.values():
+        some.sort(key=lambda one: (one not in backed, -one.term, -one.step, one.weights.info_hash))
+        kept += some[:limit]
+    return kept
 
 
 def check_weights_header(header: Header, architecture: Architecture) -> None:
@@ -44,8 +166,10 @@ def refusal(statement: CheckpointStatement, manifest: Manifest, role: Role) -> s
         return f"it is of variant {statement.variant}, the recipe has {variants}"
     if statement.total_steps != manifest.training(role, statement.variant).steps:
         return "it counts another number of total steps than the recipe"
-    if statement.term > MAX_TERM:
-        return "its term is beyond what a claim can carry"
+    if not math.isfinite(statement.created_unix):
+        return "the time it was made at is not a time"
+    if term_number(statement.term) > highest_number(statement.created_unix):
+        return "its term is beyond what a claim could carry when it was made"
     if not (math.isfinite(statement.heldout_loss) and statement.heldout_loss >= 0):
         return "its held-out loss is not a loss"
     return _size_refusal(statement, manifest.architecture(role, statement.variant))

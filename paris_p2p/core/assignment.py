@@ -5,6 +5,7 @@ the total order of rival claims, and the two placements made by rendezvous hash 
 replica for a checkpoint). Does not own: the claim protocol over time (`core.lease`), reading the DHT.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,6 +16,10 @@ from paris_p2p.ids import NodeId, Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import LeaseTimes
 from paris_p2p.wire.records import CLOCK_TOLERANCE_S, ClaimRecord, MemberRecord, Record
+from paris_p2p.wire.terms import belongs, highest_number, term_number
+
+MAX_ROLES_PER_NODE = 1
+"""A node trains one role at a time; a key that claims more is not heard (`honoured`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +85,9 @@ class RoleStatus:
     providers: int
 
 
-def seen_claims(records: Iterable[Record], times: LeaseTimes, now_unix: float) -> list[SeenClaim]:
-    """The claims among `records`.
-
-    One that promises to live much longer than this run's leases do is dropped: the record layer allows an
-    hour, and nobody may lock a role for longer than a lease with a single write. So is one whose `since`
-    is no number: it could not be ranked.
-    """
-    latest = now_unix + times.ttl_s + 2 * CLOCK_TOLERANCE_S
-    return [
+def seen_claims(role: Role, records: Iterable[Record], times: LeaseTimes, now_unix: float) -> list[SeenClaim]:
+    """The claims on `role` among `records` that any reader should take seriously (`_credible`)."""
+    claims = (
         SeenClaim(
             record.owner,
             record.payload.state,
@@ -98,11 +97,55 @@ def seen_claims(records: Iterable[Record], times: LeaseTimes, now_unix: float) -
         )
         for record in records
         if isinstance(record.payload, ClaimRecord)
-        and record.expiration_unix <= latest
-        and math.isfinite(record.payload.since_unix)
-    ]
+    )
+    return [claim for claim in claims if _credible(role, claim, times, now_unix)]
 
 
+def _credible(role: Role, claim: SeenClaim, times: LeaseTimes, now_unix: float) -> bool:
+    """Whether a stranger's claim is one that the protocol can produce.
+
+    Not one that promises to live much longer than this run's leases do: the record layer allows an hour, and
+    nobody may lock a role for longer than a lease with a single write. Nor one from the future, with a term
+    that no count could have reached, or with another claim's mark. All of it is judged by the claim alone:
+    a claim that one reader honours and another ignores would give the role two holders.
+    """
+    return (
+        claim.expiration_unix <= now_unix + times.ttl_s + 2 * CLOCK_TOLERANCE_S
+        and math.isfinite(claim.since_unix)
+        and claim.since_unix <= now_unix + 2 * CLOCK_TOLERANCE_S
+        and term_number(claim.term) <= highest_number(claim.since_unix)
+        and belongs(claim.term, role, claim.owner, claim.since_unix)
+    )
+
+
+def honoured(
+    claims: Mapping[Role, Sequence[SeenClaim]], now_unix: float, max_roles: int
+) -> dict[Role, list[SeenClaim]]:
+    """`claims` without those live ones that their owner has over and above `max_roles`.
+
+    An owner's newest claims count (by `since`, then the role's name). An honest node that has moved on has
+    ended its older ones, even where the tombstone was not seen, and a liar has no more roles than others.
+    """
+    roles: dict[NodeId, list[tuple[float, Role]]] = {}
+    for role, some in claims.items():
+        for claim in some:
+            if claim.live(now_unix):
+                roles.setdefault(claim.owner, []).append((claim.since_unix, role))
+    excess = {
+        (role, owner)
+        for owner, mine in roles.items()
+        if len(mine) > max_roles
+        for _, role in sorted(mine)[: len(mine) - max_roles]
+    }
+    if not excess:
+        return {role: list(some) for role, some in claims.items()}
+    return {
+        role: [claim for claim in some if (role, claim.owner) not in excess or not claim.live(now_unix)]
+        for role, some in claims.items()
+    }
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def rendezvous(role: Role, node: NodeId) -> bytes:
     """The weight of (role, node): lowest first. Every node computes the same, and no two roles agree on
     their favourite nodes (highest random weight hashing, Thaler and Ravishankar 1998)."""
@@ -110,8 +153,11 @@ def rendezvous(role: Role, node: NodeId) -> bytes:
 
 
 def claim_rank(role: Role, claim: SeenClaim) -> tuple[bool, int, float, bytes]:
-    """Rival live claims in order: HOLD before BID, higher term, earlier since, then the rendezvous hash."""
-    return claim.state != "hold", -claim.term, claim.since_unix, rendezvous(role, claim.owner)
+    """Rival live claims in order: HOLD before BID; of HOLDs the higher term; of BIDs the higher number, then
+    the earlier since, so that a late bid does not undo one that has nearly settled. The rest breaks ties."""
+    hold = claim.state == "hold"
+    order = claim.term if hold else term_number(claim.term)
+    return not hold, -order, claim.since_unix, rendezvous(role, claim.owner)
 
 
 def best_claim(role: Role, view: View) -> SeenClaim | None:
@@ -208,16 +254,25 @@ def _state(
 
 
 _TAKEN_FIRST = {RoleState.UNCLAIMED: 0, RoleState.STALE: 1}
+_LAST_STEPS_WEIGHT = 0.25
 
 
-def choose_role(node: NodeId, states: Iterable[RoleStatus]) -> Role | None:
-    """The role `node` should claim: unclaimed before stale, and of those the one its hash prefers.
+def preferred_roles(node: NodeId, states: Iterable[RoleStatus]) -> list[Role]:
+    """The roles `node` may claim, most wanted first: unclaimed before stale, and in the order of its hash.
 
-    None when every role is held or finished.
+    Stale roles are drawn the more often the further behind they are (weighted rendezvous hashing, Schindelhauer
+    and Schomaker 2005): the run needs them most, yet a crowd does not all run for the same one.
     """
     free = (status for status in states if status.state in _TAKEN_FIRST)
-    chosen = min(free, key=lambda s: (_TAKEN_FIRST[s.state], rendezvous(s.role, node)), default=None)
-    return None if chosen is None else chosen.role
+    ordered = sorted(free, key=lambda s: (_TAKEN_FIRST[s.state], _drawn_at(node, s), s.role))
+    return [status.role for status in ordered]
+
+
+def _drawn_at(node: NodeId, status: RoleStatus) -> float:
+    """When `node` draws the role: exponentially distributed, at a rate of what is left to do."""
+    uniform = int.from_bytes(rendezvous(status.role, node)[:6], "big") / 2**48
+    left = 1.0 - status.step / max(1, status.total_steps)
+    return -math.log1p(-uniform) / (_LAST_STEPS_WEIGHT + left)
 
 
 def replication_targets(node: NodeId, view: View, replicas: int) -> list[CheckpointStatement]:

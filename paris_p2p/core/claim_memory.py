@@ -5,12 +5,14 @@ Owns: merging successive reads, each of which may be partial, into one picture. 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
-from paris_p2p.core.assignment import SeenClaim, View, newest_statement
-from paris_p2p.ids import NodeId, Role
+from paris_p2p.core.assignment import MAX_ROLES_PER_NODE, SeenClaim, View, honoured, newest_statement
+from paris_p2p.ids import NodeId, Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.records import CLOCK_TOLERANCE_S
+from paris_p2p.wire.terms import highest_number, term_number
 
 
 class ClaimMemory:
@@ -21,13 +23,20 @@ class ClaimMemory:
     reach for good, no longer shows it. The highest term of a role is never forgotten.
     """
 
-    def __init__(self, node_id: NodeId, roles: Iterable[Role], keep_s: float) -> None:
+    def __init__(
+        self,
+        node_id: NodeId,
+        roles: Iterable[Role],
+        keep_s: float,
+        max_roles_per_node: int = MAX_ROLES_PER_NODE,
+    ) -> None:
         self._node_id = node_id
         self._keep_s = keep_s
+        self._max_roles_per_node = max_roles_per_node
         self._claims: dict[Role, dict[NodeId, SeenClaim]] = {role: {} for role in roles}
         self._statements: dict[Role, CheckpointStatement] = {}
         self._shown_unix: dict[Role, float] = {}  # when the newest checkpoint was last in a reading
-        self._terms: dict[Role, int] = {}
+        self._terms: dict[Role, Term] = {}
         self._own_expiration: dict[Role, float] = {}
 
     def observe(self, view: View, now_unix: float) -> None:
@@ -51,7 +60,7 @@ class ClaimMemory:
     def _take_statement(self, role: Role, statement: CheckpointStatement | None, now_unix: float) -> None:
         if now_unix - self._shown_unix.get(role, now_unix) > self._keep_s:
             del self._statements[role], self._shown_unix[role]
-        if statement is None:
+        if statement is None or term_number(statement.term) > highest_number(now_unix + CLOCK_TOLERANCE_S):
             return
         known = self._statements.get(role)
         newest = newest_statement([statement] if known is None else [known, statement])
@@ -79,9 +88,9 @@ class ClaimMemory:
         """When the last of this node's records on `role` expires (unix seconds), minus infinity if none."""
         return self._own_expiration.get(role, -math.inf)
 
-    def highest_term(self, role: Role) -> int:
+    def highest_term(self, role: Role) -> Term:
         """The highest term seen in any claim, live or not, or any checkpoint of `role`; 0 if none."""
-        return self._terms.get(role, 0)
+        return self._terms.get(role, Term(0))
 
     def statement(self, role: Role) -> CheckpointStatement | None:
         """The newest checkpoint of `role`, if any is known."""
@@ -89,8 +98,8 @@ class ClaimMemory:
 
     def view(self, now_unix: float, *, own: bool = True) -> View:
         """Everything remembered; without the claims under this node's name unless `own`."""
-        claims: Mapping[Role, list[SeenClaim]] = {
+        claims = {
             role: [claim for owner, claim in by_owner.items() if own or owner != self._node_id]
             for role, by_owner in self._claims.items()
         }
-        return View(now_unix, claims, self._statements)
+        return View(now_unix, honoured(claims, now_unix, self._max_roles_per_node), self._statements)

@@ -8,7 +8,7 @@ The driver's loop, in which a read gives up within a few seconds:
 
     sleep until machine.next_wakeup()     # or until an event of its own
     perform(machine.step(None, now()))    # stops at once if the lease is in doubt
-    if machine.wants_view(now()):
+    if machine.wants_view(now()):         # roles that take longer than machine.patience_s are left out
         view = await read(machine.reads)  # latest=True; machine.read_failed(now()) if it fails
         perform(machine.step(view, now()))
 
@@ -22,8 +22,8 @@ Who wins. While a claim is being made, HOLD goes before BID whatever their terms
 the HOLD in its first read, and must not push out a healthy holder by a term it made up. Between two HOLDs
 the higher term wins: it can only exist because the other holder looked dead to its owner, who then
 settled, confirmed, and resumed from the announced checkpoint, so the older one is a zombie, a node that
-was cut off, or one whose records did not get through; its lineage is the one that must end. Equal terms
-(both bid before either could see the other) fall to the earlier `since`, then to a hash.
+was cut off, or one whose records did not get through; its lineage is the one that must end. No two claims
+have one term: those that took the same number, not having seen each other, are told apart by their marks.
 
 Restart. A node that finds its own live claim from an earlier process bids again at once, with the next
 term. That is safe: the identity is locked to one process and the trainer dies with its parent, so nobody
@@ -40,76 +40,32 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from paris_p2p.core.assignment import (
+    MAX_ROLES_PER_NODE,
     SeenClaim,
     View,
     best_claim,
-    choose_role,
     claim_rank,
-    rendezvous,
+    preferred_roles,
     role_states,
 )
 from paris_p2p.core.claim_memory import ClaimMemory
+from paris_p2p.core.lease_table import Event, State, transition
 from paris_p2p.core.tombstones import Tombstones
 from paris_p2p.errors import LocalProtocolError
 from paris_p2p.ids import NodeId, Role, Term
 from paris_p2p.wire.manifest import LeaseTimes
 from paris_p2p.wire.records import CLOCK_TOLERANCE_S, ClaimRecord
-
-
-class State(Enum):
-    """`BIDDING`: a BID is written and settling; `CONFIRMING`: a HOLD is, half as long; `BACKOFF`: waiting
-    after a loss or a failure; `ENDED`: left for good."""
-
-    IDLE = "idle"
-    BIDDING = "bidding"
-    CONFIRMING = "confirming"
-    HOLDING = "holding"
-    BACKOFF = "backoff"
-    ENDED = "ended"
-
-
-class Event(Enum):
-    """`LOST`: a rival ranks first; `DOUBT`: we cannot know whether others still see our claim."""
-
-    CHOSEN = "chosen"
-    WON = "won"
-    LOST = "lost"
-    DOUBT = "doubt"
-    RESTED = "rested"
-    FINISHED = "finished"
-    FAILED = "failed"
-    RELEASED = "released"
-
-
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.IDLE, Event.CHOSEN): State.BIDDING,
-    (State.BIDDING, Event.WON): State.CONFIRMING,
-    (State.BIDDING, Event.LOST): State.BACKOFF,
-    (State.BIDDING, Event.DOUBT): State.BACKOFF,
-    (State.CONFIRMING, Event.WON): State.HOLDING,
-    (State.CONFIRMING, Event.LOST): State.BACKOFF,
-    (State.CONFIRMING, Event.DOUBT): State.BACKOFF,
-    (State.HOLDING, Event.LOST): State.BACKOFF,
-    (State.HOLDING, Event.DOUBT): State.BACKOFF,
-    (State.HOLDING, Event.FINISHED): State.IDLE,
-    (State.HOLDING, Event.FAILED): State.BACKOFF,
-    (State.BACKOFF, Event.RESTED): State.IDLE,
-    (State.IDLE, Event.RELEASED): State.ENDED,
-    (State.BIDDING, Event.RELEASED): State.ENDED,
-    (State.CONFIRMING, Event.RELEASED): State.ENDED,
-    (State.HOLDING, Event.RELEASED): State.ENDED,
-    (State.BACKOFF, Event.RELEASED): State.ENDED,
-}
+from paris_p2p.wire.terms import highest_number, make_term, term_number
 
 BLIND_PAUSE_S = 1.0  # a failed read is tried again after this long
 CHECK_CLOCKS_S = 1.0  # how long a trainer may run on after its machine slept
 MAX_TRIES = 4  # writes of a BID or a HOLD before giving up on it
 MAX_BACKOFF_DOUBLINGS = 3
 MAX_FAILURE_BACKOFF_S = 3600.0
-MAX_TERM = (1 << 31) - 1  # what a claim record can hold
+LOOK_PATIENCE_S = 1.0  # a look at several roles goes on without those that take longer to read
+MAX_CANDIDATES = 2  # roles of a second look
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +104,6 @@ class Stop:
 Action = WriteClaim | Start | Stop
 
 
-def transition(state: State, event: Event) -> State:
-    """The state after `event`; `LocalProtocolError` naming both when the table has no such entry."""
-    if (state, event) not in TRANSITIONS:
-        raise LocalProtocolError(f"a lease cannot take {event.name} while {state.name}")
-    return TRANSITIONS[state, event]
-
-
 @dataclass(slots=True)
 class _Lease:
     """The claim in progress. `stored`: the last record of the present state was accepted; `good_*`: until
@@ -181,6 +130,7 @@ class LeaseMachine:
         times: LeaseTimes,
         *,
         wanted: Role | None = None,
+        max_roles_per_node: int = MAX_ROLES_PER_NODE,
         rng: random.Random,
     ) -> None:
         self._node_id = node_id
@@ -195,13 +145,14 @@ class LeaseMachine:
         self._in_flight: set[WriteClaim] = set()
         self._timer = -math.inf  # monotonic: when the present state next needs a view
         self._last: Now | None = None
-        self._candidate: Role | None = None  # IDLE: the role to bid for after a random delay
+        self._candidates: tuple[Role, ...] = ()  # IDLE: the roles to look at again and bid for one of
+        self._blind_reads = 0  # in a row
         self._first_bid = True
         self._losses = 0
         self._failures: dict[Role, int] = {}
         self._avoid: dict[Role, float] = {}  # monotonic time until which a role is left alone
         self._store_s = 0.0
-        self._memory = ClaimMemory(node_id, {*roles, *self._roles}, times.ttl_s)
+        self._memory = ClaimMemory(node_id, {*roles, *self._roles}, times.ttl_s, max_roles_per_node)
 
     @property
     def state(self) -> State:
@@ -221,9 +172,16 @@ class LeaseMachine:
 
     @property
     def reads(self) -> tuple[Role, ...]:
-        """The roles the next view must show: all while looking for one, else only the claimed one."""
-        role = self.role or self._candidate
-        return self._roles if role is None else (role,)
+        """The roles the next view must show: all while looking for one, else only those that matter now."""
+        return self._candidates or self._roles if self.role is None else (self.role,)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which the next view may leave roles out: one that cannot be read now must not hold
+        up the choice among the others. Infinite where the one role asked for is what matters."""
+        if len(self.reads) == 1:
+            return math.inf
+        return max(LOOK_PATIENCE_S, self._store_s) * 2.0 ** min(self._blind_reads, 4)
 
     @property
     def settle_wait_s(self) -> float:
@@ -247,7 +205,8 @@ class LeaseMachine:
         return self._timer
 
     def read_failed(self, now: Now) -> None:
-        """There is no view: ask for one again a little later."""
+        """There is no view: ask for one again a little later, with more patience."""
+        self._blind_reads += 1
         self._timer = max(self._timer, now.monotonic + BLIND_PAUSE_S)
 
     def step(self, view: View | None, now: Now) -> list[Action]:
@@ -255,6 +214,7 @@ class LeaseMachine:
         actions = self._check_doubt(now)
         if view is not None and self._state is not State.ENDED:
             self._memory.observe(view, now.unix)
+            self._blind_reads = 0
             actions += self._decide(view, now)
         for role, claim in self._tombstones.take_due(now.monotonic, now.unix):
             actions.append(self._record(role, claim, now.unix))
@@ -304,7 +264,7 @@ class LeaseMachine:
         if self._state is State.BACKOFF and now.monotonic >= self._timer:
             self._state = transition(self._state, Event.RESTED)
         if self._state is State.IDLE and now.monotonic >= self._timer:
-            return self._look(now)
+            return self._look(view, now)
         if self._lease is None or self._lease.writing is not None:
             return []
         if self._state is State.HOLDING:
@@ -313,30 +273,32 @@ class LeaseMachine:
             return self._settle(self._lease, view, now)
         return []
 
-    def _look(self, now: Now) -> list[Action]:
-        """IDLE: pick a free role, wait a random moment, look at that role again, bid. The second look is
-        quick, so that most nodes see the first one's bid instead of racing it."""
+    def _look(self, view: View, now: Now) -> list[Action]:
+        """IDLE: pick free roles, wait a random moment, look at those again, bid. The second look is quick, so
+        that most nodes see the first one's bid instead of racing it, and shows a few roles, so that whoever
+        comes late has another one at hand."""
         # Live claims of this node's previous process count only until the first bid of this one.
         mine = self._memory.own_live(now.unix) if self._first_bid else {}
-        among = self._roles if self._candidate is None else (self._candidate,)
-        role = self._choose(among, mine, now)
+        maybe = self._free(mine, now)
+        free = [role for role in maybe if role in view.claims]  # the view may have left some out
         for other in mine:
-            if other != role:
+            if other not in free[:1]:
                 self._bury(other, mine[other].term, mine[other].since_unix)
-        if role is not None and (role == self._candidate or role in mine):
-            return self._bid(role, now)
-        if role is not None:
-            self._timer = now.monotonic + self._rng.uniform(0, self._times.settle_s)
-        elif self._candidate is None:
-            self._timer = self._next_look(now)
-        self._candidate = role
+        if free and (self._candidates or free[0] in mine):
+            return self._bid(free[0], now)
+        first_look = not self._candidates
+        self._candidates = tuple(dict.fromkeys([*free, *maybe]))[:MAX_CANDIDATES]
+        if not self._candidates:
+            self._timer = self._next_look(now) if first_look else now.monotonic
+        elif first_look:
+            self._timer = now.monotonic + self._rng.uniform(0, self._times.settle_s / 2)
         return []
 
-    def _choose(self, among: Sequence[Role], mine: dict[Role, SeenClaim], now: Now) -> Role | None:
-        states = role_states(among, self._memory.view(now.unix, own=not self._first_bid))
+    def _free(self, mine: dict[Role, SeenClaim], now: Now) -> list[Role]:
+        """The roles that this node may claim as far as it knows, its own of before first."""
+        states = role_states(self._roles, self._memory.view(now.unix, own=not self._first_bid))
         open_to_us = [s for r, s in states.items() if self._avoid.get(r, -math.inf) <= now.monotonic]
-        again = choose_role(self._node_id, [status for status in open_to_us if status.role in mine])
-        return again or choose_role(self._node_id, open_to_us)
+        return sorted(preferred_roles(self._node_id, open_to_us), key=lambda role: role not in mine)
 
     def _next_look(self, now: Now) -> float:
         """When to look for a free role again: after a poll, or when the next live claim runs out."""
@@ -347,11 +309,14 @@ class LeaseMachine:
         return now.monotonic + min(soonest, self._jitter(self._times.poll_s))
 
     def _bid(self, role: Role, now: Now) -> list[Action]:
+        number = term_number(self._memory.highest_term(role)) + 1
+        if number > highest_number(now.unix):  # somebody used up what there is until now
+            self._timer = now.monotonic + BLIND_PAUSE_S
+            return []
         self._state = transition(self._state, Event.CHOSEN)
-        self._first_bid, self._candidate = False, None
+        self._first_bid, self._candidates = False, ()
         self._tombstones.drop(role)
-        term = Term(min(self._memory.highest_term(role) + 1, MAX_TERM))
-        self._lease = _Lease(role, term, now.unix)
+        self._lease = _Lease(role, make_term(number, role, self._node_id, now.unix), now.unix)
         return self._write(self._lease, now)
 
     def _settle(self, lease: _Lease, view: View, now: Now) -> list[Action]:
@@ -386,19 +351,20 @@ class LeaseMachine:
         if statement is not None and statement.finished and maker != (self._node_id, lease.term):
             return "the role is finished"
         if statement is not None and self._fenced_by(statement.term, lease):
-            return f"there is a checkpoint of term {statement.term}, a newer one"
+            return f"there is a checkpoint of term {term_number(statement.term)}, a newer one"
         if any(self._not_mine(claim, lease) for claim in view.claims.get(lease.role, ())):
             return "another process uses this node's key"
         rival = best_claim(lease.role, self._memory.view(now.unix, own=False))
-        if rival is not None and claim_rank(lease.role, rival) < self._rank(lease):
-            return f"another node's {rival.state} of term {rival.term} goes first"
-        if self._state is State.BIDDING and self._memory.highest_term(lease.role) > lease.term:
+        if rival is not None and claim_rank(lease.role, rival) < claim_rank(lease.role, self._own(lease)):
+            return f"another node's {rival.state} of term {term_number(rival.term)} goes first"
+        used = term_number(self._memory.highest_term(lease.role))
+        if self._state is State.BIDDING and used > term_number(lease.term):
             return "a newer term has been used"
         return None
 
     def _fenced_by(self, term: Term, lease: _Lease) -> bool:
         """Whether outputs under `lease` could collide with those another holder made in `term`."""
-        fresh = self._state is not State.HOLDING and lease.term < MAX_TERM
+        fresh = self._state is not State.HOLDING
         return term >= lease.term if fresh else term > lease.term
 
     def _not_mine(self, claim: SeenClaim, lease: _Lease) -> bool:
@@ -406,9 +372,10 @@ class LeaseMachine:
         written = (claim.term, claim.since_unix) == (lease.term, lease.since_unix)
         return claim.owner == self._node_id and not written and claim.term >= lease.term
 
-    def _rank(self, lease: _Lease) -> tuple[bool, int, float, bytes]:
-        bidding = self._state is State.BIDDING
-        return bidding, -lease.term, lease.since_unix, rendezvous(lease.role, self._node_id)
+    def _own(self, lease: _Lease) -> SeenClaim:
+        """Our claim as others should see it."""
+        state = "bid" if self._state is State.BIDDING else "hold"
+        return SeenClaim(self._node_id, state, lease.term, lease.since_unix, math.inf)
 
     def _visible(self, lease: _Lease, view: View) -> bool:
         """Whether the read shows our latest record, as others should see it."""

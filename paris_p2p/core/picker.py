@@ -1,8 +1,8 @@
-"""Which piece to fetch next from which peer: one `Picker` is shared by all sessions of one item.
+"""Which piece to begin next with which peer: one `Picker` is shared by all sessions of one item.
 
-Owns: the order of pieces (a few at random first, then rarest first with shuffled ties), who is fetching
-what, and the bounded endgame. A piece is assigned to a peer as a whole, so that a bad piece names its
-sender. Does not own: blocks within a piece (`core.pipeline`), time, or bytes.
+Owns: who has what, the order of pieces (a few at random first, then rarest first with shuffled ties), which
+pieces nobody has begun. Does not own: blocks within a piece (`core.blocks`), who works on a begun piece and
+the endgame (`core.scheduler`), time, or bytes.
 
 Free pieces lie in buckets by availability; a bucket is an array with swap-removal, so that moving a piece
 and picking from a peer that has everything cost O(1).
@@ -18,7 +18,7 @@ from paris_p2p.ids import PieceIndex
 P = TypeVar("P", bound=Hashable)
 
 RANDOM_FIRST_PIECES = 4
-MAX_OWNERS = 2
+FEW = 48  # wanted pieces: looking at each is then faster than searching the buckets
 
 
 def bitfield_length(pieces: int) -> int:
@@ -46,7 +46,7 @@ def read_bitfield(bits: bytes, pieces: int) -> set[PieceIndex]:
 
 
 class Picker(Generic[P]):
-    """The shared state of one item's download. `P` identifies a peer (any hashable value)."""
+    """`P` identifies a peer (any hashable value)."""
 
     def __init__(self, pieces: int, have: Iterable[PieceIndex], rng: random.Random) -> None:
         self.pieces = pieces
@@ -55,8 +55,7 @@ class Picker(Generic[P]):
         self._availability = [0] * pieces  # peers with every piece are counted in _seeds instead
         self._seeds = 0
         self._peers: dict[P, set[PieceIndex] | None] = {}  # None: has everything
-        self._owners: dict[PieceIndex, list[P]] = {}  # in order of assignment
-        self._delivered: set[PieceIndex] = set()  # all bytes here, not yet verified
+        self._wanted: dict[P, set[PieceIndex]] = {}  # what it has and we lack; not kept for seeds
         self._buckets: list[list[PieceIndex]] = [[]]
         self._place: dict[PieceIndex, int] = {}
         order = [PieceIndex(p) for p in range(pieces) if p not in self._have]
@@ -74,6 +73,11 @@ class Picker(Generic[P]):
     @property
     def complete(self) -> bool:
         return len(self._have) == self.pieces
+
+    @property
+    def free(self) -> int:
+        """Pieces that are missing and that nobody has begun."""
+        return len(self._place)
 
     def has(self, piece: PieceIndex) -> bool:
         return piece in self._have
@@ -95,16 +99,12 @@ class Picker(Generic[P]):
         pieces = self._peers[peer]
         return pieces is None or piece in pieces
 
-    def owners(self, piece: PieceIndex) -> list[P]:
-        """The peers that fetch `piece` now."""
-        return list(self._owners.get(piece, ()))
-
     def interesting(self, peer: P) -> bool:
         """Whether `peer` has a piece that is missing here."""
-        if peer not in self._peers or self.complete:
-            return False
-        pieces = self._peers[peer]
-        return pieces is None or not pieces <= self._have
+        wanted = self._wanted.get(peer)
+        if wanted is not None:
+            return bool(wanted)
+        return peer in self._peers and not self.complete
 
     # -- what peers have -------------------------------------------------------------------------
 
@@ -116,28 +116,50 @@ class Picker(Generic[P]):
             self._seeds += 1
             return
         self._peers[peer] = set(pieces)
+        self._wanted[peer] = pieces - self._have
         for piece in sorted(pieces):
             self._adjust(piece, 1)
 
-    def peer_got(self, peer: P, piece: PieceIndex) -> None:
-        """A peer said `Have`. Raises `RemoteProtocolError` when the piece does not exist."""
+    def peer_got(self, peer: P, piece: PieceIndex) -> bool:
+        """A peer said `Have`. Whether that piece is missing here and was not known of that peer.
+
+        Raises `RemoteProtocolError` when the piece does not exist.
+        """
         if not 0 <= piece < self.pieces:
             raise RemoteProtocolError(f"piece {piece} of an item of {self.pieces}")
-        pieces = self._peers.setdefault(peer, set())
+        if peer not in self._peers:
+            self.set_peer(peer, set())
+        pieces = self._peers[peer]
         if pieces is None or piece in pieces:
-            return
+            return False
         pieces.add(piece)
-        self._adjust(piece, 1)
+        missing = piece not in self._have
+        if missing:
+            self._wanted[peer].add(piece)
+            self._adjust(piece, 1)
+        else:
+            self._availability[piece] += 1
         if len(pieces) == self.pieces:
             self.set_peer(peer, pieces)
+        return missing
+
+    def peer_lacks(self, peer: P, piece: PieceIndex) -> None:
+        """A peer refused `piece` although it serves us: it counts as lacking it until it says `Have`."""
+        pieces = self._peers.get(peer, set())
+        if pieces is None:
+            self.remove_peer(peer)
+            self.set_peer(peer, {PieceIndex(p) for p in range(self.pieces) if p != piece})
+        elif piece in pieces:
+            pieces.remove(piece)
+            self._wanted[peer].discard(piece)
+            self._adjust(piece, -1)
 
     def remove_peer(self, peer: P) -> None:
-        """A peer is gone: its pieces count no more, and what it was fetching is free again."""
+        """A peer is gone: its pieces count no more."""
         if peer not in self._peers:
             return
-        for piece in [piece for piece, owners in self._owners.items() if peer in owners]:
-            self.release(peer, piece)
         pieces = self._peers.pop(peer)
+        self._wanted.pop(peer, None)
         if pieces is None:
             self._seeds -= 1
             return
@@ -146,70 +168,57 @@ class Picker(Generic[P]):
 
     # -- picking ---------------------------------------------------------------------------------
 
-    def pick(self, peer: P, prefer: Iterable[PieceIndex] = (), endgame: bool = False) -> PieceIndex | None:
-        """Assigns a piece to `peer` and returns it; None when it has nothing that is wanted.
-
-        `prefer`: pieces of which this peer already delivered a part. `endgame`: allow a second peer on a
-        piece once no piece is free, the longest assigned first.
-        """
-        if peer not in self._peers:
+    def pick(self, peer: P) -> PieceIndex | None:
+        """Takes a free piece for `peer`; None when it has nothing that is wanted and not begun."""
+        if peer not in self._peers or not self._place:
             return None
-        piece = self._preferred(peer, prefer)
-        if piece is None and self.done < RANDOM_FIRST_PIECES:
+        wanted = self._wanted.get(peer)
+        if wanted is not None and len(wanted) <= FEW:
+            piece = self._of_few(wanted)
+        elif self.done < RANDOM_FIRST_PIECES:
             piece = self._random(peer)
-        if piece is None:
-            piece = self._rarest(peer)
-        if piece is None and endgame and not self._place:
-            piece = self._doubled(peer)
+        else:
+            piece = self._rarest(wanted)
         if piece is not None:
             self._take(piece)
-            self._owners.setdefault(piece, []).append(peer)
         return piece
 
-    def _preferred(self, peer: P, prefer: Iterable[PieceIndex]) -> PieceIndex | None:
-        return next((p for p in prefer if p in self._place and self.peer_has(peer, p)), None)
+    def _of_few(self, wanted: set[PieceIndex]) -> PieceIndex | None:
+        free = [piece for piece in sorted(wanted) if piece in self._place]
+        if not free:
+            return None
+        if self.done >= RANDOM_FIRST_PIECES:
+            rarest = min(self._availability[piece] for piece in free)
+            free = [piece for piece in free if self._availability[piece] == rarest]
+        return self._rng.choice(free)
 
     def _random(self, peer: P) -> PieceIndex | None:
-        wanted = [p for p in self._place if self.peer_has(peer, p)]
-        return self._rng.choice(wanted) if wanted else None
+        free = [piece for piece in self._place if self.peer_has(peer, piece)]
+        return self._rng.choice(free) if free else None
 
-    def _rarest(self, peer: P) -> PieceIndex | None:
-        pieces = self._peers[peer]
+    def _rarest(self, wanted: set[PieceIndex] | None) -> PieceIndex | None:
         for bucket in self._buckets:
             for piece in bucket:
-                if pieces is None or piece in pieces:
+                if wanted is None or piece in wanted:
                     return piece
         return None
 
-    def _doubled(self, peer: P) -> PieceIndex | None:
-        for piece, owners in self._owners.items():
-            room = len(owners) < MAX_OWNERS and peer not in owners and piece not in self._delivered
-            if room and self.peer_has(peer, piece):
-                return piece
-        return None
-
-    def delivered(self, piece: PieceIndex) -> None:
-        """All bytes of `piece` came from one of its owners and wait to be verified: no endgame on it."""
-        self._delivered.add(piece)
-
-    def release(self, peer: P, piece: PieceIndex) -> None:
-        """`peer` no longer fetches `piece` (refused, late, bad, gone)."""
-        owners = self._owners.get(piece, [])
-        if peer not in owners:
-            return
-        owners.remove(peer)
-        self._delivered.discard(piece)
-        if not owners:
-            del self._owners[piece]
-            if piece not in self._have:
-                self._free(piece)
+    def put_back(self, piece: PieceIndex) -> None:
+        """Nobody works on `piece` any more, and nothing of it is here."""
+        if piece not in self._have and piece not in self._place:
+            self._free(piece)
 
     def verified(self, piece: PieceIndex) -> list[P]:
-        """`piece` is on disk and right. Returns the peers that were fetching it."""
+        """`piece` is on disk and right. Returns the peers that have nothing more that is missing here."""
         self._have.add(piece)
-        self._delivered.discard(piece)
         self._take(piece)
-        return self._owners.pop(piece, [])
+        useless = []
+        for peer, wanted in self._wanted.items():
+            if piece in wanted:
+                wanted.remove(piece)
+                if not wanted:
+                    useless.append(peer)
+        return useless
 
     # -- buckets ---------------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class Picker(Generic[P]):
         bucket = self._buckets[level]
         bucket.append(piece)
         # A random seat keeps ties shuffled whatever the order of events.
-        seat = self._rng.randrange(len(bucket))
+        seat = int(self._rng.random() * len(bucket))
         other = bucket[seat]
         bucket[-1], bucket[seat] = other, piece
         self._place[other] = len(bucket) - 1

@@ -1,98 +1,95 @@
-"""The pieces one peer is delivering: which blocks to ask for next, and the bytes as they come.
+"""The requests under way at one peer: how many bytes to keep asked for, what is late.
 
-Owns: blocks within pieces, the request window (bandwidth times delay), partial pieces kept across a
-choke. Does not own: which pieces (`core.picker`), whether a request may be sent (`core.session`).
+Owns: the request window (bandwidth times delay), the peer's measured rate, the soft deadline after which
+others may be asked. Does not own: which blocks (`core.scheduler`), the hard deadlines (`core.session`).
 """
-
-from collections import deque
-from dataclasses import dataclass, field
 
 from paris_p2p.core.rate import RateMeter
 from paris_p2p.ids import PieceIndex
 
-MIN_WINDOW_BYTES = 512 * 1024
+Key = tuple[PieceIndex, int, int]
+"""(piece, offset, length) of a request."""
+
+MIN_WINDOW_BYTES = 64 * 1024
+FIRST_WINDOW_BYTES = 256 * 1024
 MAX_WINDOW_BYTES = 8 * 1024 * 1024
-WINDOW_S = 1.0
-MAX_KEPT_PIECES = 2
-
-
-@dataclass(slots=True)
-class _Piece:
-    length: int
-    todo: deque[tuple[int, int]]  # (offset, length) not asked for
-    blocks: dict[int, bytes] = field(default_factory=dict)
-    received: int = 0
+SLACK_S = 0.3  # of the peer's rate, beyond its delay: what waits in its queue while our next request travels
+WINDOW_EVERY_S = 0.05
+RATE_SMOOTHING_S = 2.0
+MIN_PATIENCE_S = 4.0
+MAX_PATIENCE_S = 16.0
+LATE_FACTOR = 4.0
 
 
 class Pipeline:
     """`block_bytes`: how much to ask for at once."""
 
     def __init__(self, block_bytes: int, now: float) -> None:
-        self._block_bytes = block_bytes
-        self._active: dict[PieceIndex, _Piece] = {}
-        self._kept: dict[PieceIndex, _Piece] = {}
-        self.meter = RateMeter(now)
+        self.block_bytes = block_bytes
+        self.asked: dict[Key, float] = {}  # unanswered, in order of asking -> when
+        self.asked_bytes = 0
+        self.meter = RateMeter(now, RATE_SMOOTHING_S)
+        self.snubbed = False  # it was late: one block at a time until it delivers
+        self._delay: float | None = None  # the shortest answer time seen lately, s
+        self._last_block = now
+        self._window = FIRST_WINDOW_BYTES
+        self._window_at = float("-inf")
 
     @property
-    def active(self) -> list[PieceIndex]:
-        """Pieces being fetched, in the order they were started."""
-        return list(self._active)
-
-    @property
-    def kept(self) -> list[PieceIndex]:
-        """Pieces of which a part is here, from before this peer choked us."""
-        return list(self._kept)
+    def measured(self) -> bool:
+        """Whether the peer has delivered anything; until then its rate is unknown, not 0."""
+        return self.meter.total > 0
 
     def window(self, now: float) -> int:
-        """Bytes to keep asked for: what the peer delivers in a second, within bounds."""
-        return max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES, int(self.meter.rate(now) * WINDOW_S)))
+        """Bytes to keep asked for; computed anew every `WINDOW_EVERY_S`."""
+        if self.snubbed:
+            return self.block_bytes
+        if now - self._window_at >= WINDOW_EVERY_S and self._delay is not None:
+            self._window_at = now
+            wanted = int(self.meter.rate(now) * (self._delay + SLACK_S))
+            self._window = max(MIN_WINDOW_BYTES, min(MAX_WINDOW_BYTES, wanted))
+        return self._window
 
-    def start(self, piece: PieceIndex, length: int) -> None:
-        """`piece` of `length` bytes was assigned to this peer."""
-        kept = self._kept.pop(piece, None)
-        self._active[piece] = _Piece(length, self._blocks(length)) if kept is None else kept
+    def ask(self, key: Key, now: float) -> None:
+        self.asked[key] = now
+        self.asked_bytes += key[2]
 
-    def _blocks(self, length: int) -> deque[tuple[int, int]]:
-        size = self._block_bytes
-        return deque((offset, min(size, length - offset)) for offset in range(0, length, size))
+    def give_up(self, key: Key) -> bool:
+        """Forgets a request; False when there was none."""
+        if self.asked.pop(key, None) is None:
+            return False
+        self.asked_bytes -= key[2]
+        return True
 
-    def next_block(self) -> tuple[PieceIndex, int, int] | None:
-        """The next (piece, offset, length) to ask for; None when all of the active pieces is asked for."""
-        for piece, state in self._active.items():
-            while state.todo:
-                offset, length = state.todo.popleft()
-                if offset not in state.blocks:  # an answer to an earlier request may have brought it
-                    return piece, offset, length
-        return None
+    def block(self, key: Key, now: float) -> None:
+        """A block came, asked for or given up before."""
+        self.meter.add(key[2], now)
+        self._last_block = now
+        sent = self.asked.get(key)
+        if sent is None:
+            return
+        self.give_up(key)
+        self.snubbed = False
+        took = now - sent
+        # Rises slowly, so that a route that has become longer is believed after a while.
+        self._delay = took if self._delay is None else min(took, self._delay * 1.05)
 
-    def put_back(self, piece: PieceIndex, offset: int, length: int) -> None:
-        """This block was not delivered and must be asked for again."""
-        for state in (self._active.get(piece), self._kept.get(piece)):
-            if state is not None:
-                state.todo.append((offset, length))
+    def eta(self, count: int, now: float) -> float:
+        """Seconds until `count` further bytes would be here; infinite while nothing was measured."""
+        if not self.measured:
+            return float("inf")
+        return (self.asked_bytes + count) / max(self.meter.rate(now), 1.0)
 
-    def block(self, piece: PieceIndex, offset: int, data: bytes, now: float) -> bytes | None:
-        """Takes a block; returns the whole piece when it was the last one."""
-        self.meter.add(len(data), now)
-        state = self._active.get(piece) or self._kept.get(piece)
-        if state is None or offset in state.blocks:
-            return None
-        state.blocks[offset] = data
-        state.received += len(data)
-        if state.received < state.length:
-            return None
-        self.drop(piece)
-        return b"".join(state.blocks[at] for at in sorted(state.blocks))
+    def patience(self, now: float) -> float:
+        """Seconds without a block after which the peer counts as late."""
+        if not self.measured:
+            return MIN_PATIENCE_S
+        usual = LATE_FACTOR * self.block_bytes / max(self.meter.rate(self._last_block), 1.0)
+        return min(max(usual, MIN_PATIENCE_S), MAX_PATIENCE_S)
 
-    def keep(self, piece: PieceIndex) -> None:
-        """Stops fetching `piece` but keeps what came, should the peer continue later."""
-        state = self._active.pop(piece, None)
-        if state is not None and state.blocks:
-            self._kept[piece] = state
-        while len(self._kept) > MAX_KEPT_PIECES:
-            del self._kept[next(iter(self._kept))]
-
-    def drop(self, piece: PieceIndex) -> int:
-        """Forgets `piece`; returns how many bytes of it had come."""
-        state = self._active.pop(piece, None) or self._kept.pop(piece, None)
-        return 0 if state is None else state.received
+    def late(self, now: float) -> bool:
+        """Whether the oldest request waits, without any block, for longer than the peer usually takes."""
+        if not self.asked:
+            return False
+        oldest = next(iter(self.asked.values()))
+        return now - max(oldest, self._last_block) > self.patience(now)

@@ -114,7 +114,7 @@ class Session:
         self.peer_interested = False
         self.outstanding_bytes = 0  # asked for, not here, not given up
         self._hello: m.Hello | None = None
-        self._decoder = m.FrameDecoder(limits.max_block)
+        self._decoder = m.FrameDecoder(limits.max_block, self._expects)
         self._opened = now
         self._heard = now
         self._spoke = now
@@ -134,6 +134,20 @@ class Session:
         self._heard = now
         if self.state is not State.CLOSED:
             self._decoder.feed(data)
+
+    def buffer(self) -> memoryview:
+        """Where to receive next, instead of `feed`: then call `filled`."""
+        return self._decoder.buffer()
+
+    def filled(self, count: int, now: float) -> None:
+        """`count` bytes were received into `buffer()`; `next_event` then yields what they mean."""
+        self._heard = now
+        if self.state is not State.CLOSED:
+            self._decoder.filled(count)
+
+    def _expects(self, piece: PieceIndex, offset: int, length: int) -> bool:
+        key = (piece, offset, length)
+        return key in self._asked or key in self._dead
 
     def next_event(self, now: float) -> Event | None:
         """The next event, or None. What came before a violation is delivered before it raises."""
@@ -354,6 +368,14 @@ class Session:
             self._dead.add(key)
             out += self._send(m.Cancel(*key), now)
         return bytes(out)
+
+    def cancel_block(self, piece: PieceIndex, offset: int, length: int, now: float) -> bytes:
+        """Takes one unanswered request back; nothing when it was answered or given up."""
+        key = (piece, offset, length)
+        if not self._take_asked(key):
+            return b""
+        self._dead.add(key)
+        return self._send(m.Cancel(*key), now)
 
     def answer(self, piece: PieceIndex, offset: int, length: int, now: float) -> bytes:
         """The header of the block that answers the peer's request; the data must follow it."""

@@ -10,10 +10,11 @@ The same source, options and identity give the same run id, on the same kind of 
 import hashlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from errno import ENOSPC
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +34,7 @@ from paris_p2p.data.ingest import Ingested
 from paris_p2p.data.sources import Skipped, Source, open_source
 from paris_p2p.data.stages import Stages, open_stages
 from paris_p2p.errors import ConfigError, StoreError
-from paris_p2p.ids import RunId
+from paris_p2p.ids import NodeId, RunId
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.wire.content import ContentRef
@@ -51,6 +52,7 @@ from paris_p2p.wire.manifest import (
 
 TINY_LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
 STAGES = ("ingest", "clip", "embed", "cluster", "encode", "shards", "manifest")
+PIXEL_PRESETS = ("tiny", "small")
 MAX_EXAMPLES = 10
 MAX_EXAMPLE_CHARACTERS = 200
 MAX_NAME_CHARACTERS = 64
@@ -61,7 +63,8 @@ _SMALL_SIDE = 16  # pixels; up to here half the steps separate the captions
 class PrepareOptions:
     """What the organiser chose. None: `clusters` 4 for digits and 8 otherwise; `image_size` the images' own
     when small (`ingest.native_side`); `steps` the preset's; `clip_steps`, the small CLIP's training, by image
-    size; `name` the source's."""
+    size; `name` the source's. `restricted`: only the organiser, the `claimants` and nodes with a pass may claim
+    roles."""
 
     source: str
     out: Path
@@ -74,6 +77,8 @@ class PrepareOptions:
     name: str | None = None
     lease: LeaseTimes = TINY_LEASE
     replicas: int = 2
+    restricted: bool = False
+    claimants: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,8 @@ class ClusterReport:
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What was made. `reused`: the stages found finished; `seconds`: how long each stage took."""
+    """What was made. `reused`: the stages found finished; `seconds`: how long each stage took; `initial`: a
+    sentence on what each variant of expert starts from, where that is not chance."""
 
     run_id: RunId
     manifest: Path
@@ -104,6 +110,12 @@ class PrepareReport:
     skipped: tuple[Skipped, ...]
     reused: tuple[str, ...]
     seconds: dict[str, float]
+    initial: tuple[str, ...] = ()
+
+
+AddInitial = Callable[[Recipe, Path], tuple[str, ...]]
+"""Writes the initial weights of the recipe's variant n into the folder `initial-<n>` of the given one, and
+returns a sentence on each for people."""
 
 
 class MakeRecipe(Protocol):
@@ -127,16 +139,24 @@ OnProgress = Callable[[StageProgress], None]
 
 
 def prepare(
-    options: PrepareOptions, *, identity: Identity, make_recipe: MakeRecipe, progress: OnProgress
+    options: PrepareOptions,
+    *,
+    identity: Identity,
+    make_recipe: MakeRecipe,
+    progress: OnProgress,
+    add_initial: AddInitial | None = None,
 ) -> PrepareReport:
     """Make the run in `options.out`, going on where an interrupted prepare of the same stopped.
 
+    `add_initial`: what every expert starts from, instead of random weights of its own.
     Raises `ConfigError` for unusable input, `StoreError` when the disk refuses.
     """
     _check(options)
     source = open_source(options.source)
     with open_stages(options.out) as stages, disk("preparing a run", options.out), _full_disk():
-        return _Preparation(options, source, stages, identity, make_recipe, progress).run()
+        work = _Preparation(options, source, stages, identity, make_recipe, progress)
+        work.add_initial = add_initial
+        return work.run()
 
 
 class _Preparation:
@@ -159,6 +179,8 @@ class _Preparation:
         self.progress = progress
         self.clusters = options.clusters or (4 if source.kind == "digits" else 8)
         self.seconds: dict[str, float] = {}
+        self.add_initial: AddInitial | None = None
+        self.initial: tuple[str, ...] = ()
 
     def run(self) -> PrepareReport:
         data = self._ingest()
@@ -272,6 +294,7 @@ class _Preparation:
         began = clock.monotonic()
         out = self.options.out
         store = ContentStore(out / "store", clean=True)
+        recipe = self._with_initial(store, recipe)
         signed = sign_manifest(
             Manifest(
                 format=FORMAT,
@@ -283,6 +306,8 @@ class _Preparation:
                 lease=self.options.lease,
                 replicas=self.options.replicas,
                 example_prompts=example_prompts(data.captions, self.options.seed),
+                restricted=self.options.restricted or bool(self.options.claimants),
+                claimants=self.options.claimants,
             ),
             self.identity,
         )
@@ -292,6 +317,16 @@ class _Preparation:
         report = self._report(data, signed)
         write_atomic(out / "prepare.json", _report_json(report))
         return report
+
+    def _with_initial(self, store: ContentStore, recipe: Recipe) -> Recipe:
+        """`recipe` with the items its experts start from, if they do not start from random weights."""
+        if self.add_initial is None:
+            return recipe
+        with tempfile.TemporaryDirectory(prefix=".initial-", dir=self.options.out) as scratch:
+            self.initial = self.add_initial(recipe, Path(scratch))
+            refs = [store.add(Path(scratch) / f"initial-{n}") for n in range(len(recipe.experts))]
+        pairs = zip(recipe.experts, refs, strict=True)
+        return replace(recipe, experts=tuple(replace(variant, initial=ref) for variant, ref in pairs))
 
     def _add_clusters(self, store: ContentStore, folder: Path) -> tuple[Cluster, ...]:
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
@@ -313,6 +348,7 @@ class _Preparation:
             skipped=data.skipped,
             reused=tuple(self.stages.reused),
             seconds=self.seconds,
+            initial=self.initial,
         )
 
     def _stage(
@@ -355,8 +391,10 @@ def _check(options: PrepareOptions) -> None:
     """What can be refused before any work."""
     if options.clusters is not None and not 1 <= options.clusters <= MAX_CLUSTERS:
         raise ConfigError(f"{options.clusters} clusters: a run has 1 to {MAX_CLUSTERS}")
-    if options.preset != "tiny":
-        raise ConfigError(f"preset {options.preset!r} cannot be prepared; there is: tiny")
+    if options.preset not in PIXEL_PRESETS:
+        raise ConfigError(
+            f"preset {options.preset!r} cannot be prepared; there are: {', '.join(PIXEL_PRESETS)}"
+        )
     if any(steps is not None and steps < 1 for steps in (options.steps, options.clip_steps)):
         raise ConfigError("training takes at least 1 step")
     if options.name is not None and not 1 <= len(options.name) <= MAX_NAME_CHARACTERS:
@@ -389,6 +427,7 @@ def _bytes_needed(data: Ingested, clip: TinyClipConfig) -> int:
 def _keep_only(store: ContentStore, manifest: Manifest, own: ContentRef) -> None:
     """Drop what an earlier prepare with other options left: a publisher seeds all that is in the store."""
     wanted = {own.info_hash, *(ref.info_hash for ref in manifest.components.values())}
+    wanted |= {one.initial.info_hash for one in manifest.recipe.experts if one.initial is not None}
     for cluster in manifest.clusters:
         wanted |= {cluster.train.info_hash, cluster.heldout.info_hash}
     for ref in store.complete():
@@ -406,6 +445,7 @@ def _report_json(report: PrepareReport) -> bytes:
         "skipped": [asdict(one) for one in report.skipped],
         "reused": list(report.reused),
         "seconds": report.seconds,
+        "initial": list(report.initial),
     }
     return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
 

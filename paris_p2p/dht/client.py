@@ -1,14 +1,15 @@
 """The DHT as the node process sees it: publish signed records, read checked ones.
 
-Owns: the DHT worker's life (start, restart with backoff, end), the deadline of every request, the records
-that must stay published, verifying again whatever was read. Does not own: hivemind (the worker does), the
-records' meaning, or when to renew them.
+Owns: the DHT worker's life (start, noticing that it hangs, restart with backoff, end), the deadline of
+every request, verifying again whatever was read, telling what is wrong (`Notice`). Does not own: hivemind
+(the worker does), the records' meaning, or when to renew them.
 """
 
-import itertools
 import logging
+import os
+import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,20 @@ from typing import Any
 import trio
 
 from paris_p2p import clock
+from paris_p2p.dht import known_peers
 from paris_p2p.dht.addresses import check_announce, check_bootstrap, check_listen, host_port
 from paris_p2p.dht.key import ensure_key
-from paris_p2p.dht.protocol import DAEMON_DIED_STATUS, KEYS_PER_READ, RECORDS_PER_STORE, StartMessage
+from paris_p2p.dht.known_peers import KnownPeers
+from paris_p2p.dht.link import Link
+from paris_p2p.dht.notices import Notices, OnNotice
+from paris_p2p.dht.own_records import OwnRecords
+from paris_p2p.dht.protocol import (
+    DAEMON_DIED_STATUS,
+    KEYS_PER_READ,
+    RECORDS_PER_STORE,
+    Notice,
+    StartMessage,
+)
 from paris_p2p.dht.runtime import make_folder, runtime_folder
 from paris_p2p.errors import (
     ConfigError,
@@ -39,6 +51,12 @@ START_DEADLINE_S = 60.0
 REQUEST_DEADLINE_S = 30.0
 REPUBLISH_PERIOD_S = 120.0
 """Records are stored again this often, so that they survive the nodes that held them."""
+PING_PERIOD_S = 5.0
+HUNG_S = 20.0
+"""A worker that does not answer for this long is killed: it hangs, or somebody stopped it."""
+PEERS_PERIOD_S = 60.0
+"""Known peers are written at most this often, and at the end."""
+KNOWN_AT_START = 32
 _STOP_GRACE_S = 4.0
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 15.0
@@ -54,7 +72,8 @@ class DhtConfig:
     this time only. `client_mode`: ask and publish, but store and answer nothing (short commands).
     `runtime_dir`: where a private folder for sockets may be made; one folder may serve many processes.
     `log_path`: what the worker prints is appended there. `must_join`: it is an error when no bootstrap node
-    can be joined at first (a bootstrap node itself goes on without the others).
+    can be joined at first (a bootstrap node itself goes on without the others). `peers_path`: where the peers
+    that answered are kept between runs (read, and written unless in client mode); None: nowhere.
     """
 
     listen: tuple[str, ...]
@@ -65,13 +84,16 @@ class DhtConfig:
     runtime_dir: Path
     log_path: Path | None = None
     must_join: bool = True
+    peers_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DhtInfo:
-    """`peers`: nodes in the routing table; `keys`: keys stored here for others; `restarts` of the worker."""
+    """`peers`: nodes in the routing table; `known`: peers remembered for the next start; `keys`: keys stored
+    here for others; `restarts` of the worker."""
 
     peers: int
+    known: int
     keys: int
     restarts: int
     worker_pid: int
@@ -79,20 +101,22 @@ class DhtInfo:
 
 
 @asynccontextmanager
-async def open_dht(config: DhtConfig) -> AsyncIterator["Dht"]:
-    """Join the DHT for the duration of the block.
+async def open_dht(config: DhtConfig, *, on_notice: OnNotice | None = None) -> AsyncIterator["Dht"]:
+    """Join the DHT for the duration of the block. `on_notice` is called with everything that goes wrong
+    later, and again (not `active`) when it is over.
 
-    Raises `ConfigError` (an address or key is wrong: nothing was started) or `NetworkError` naming why
-    joining failed. After that the worker is restarted whenever it dies.
+    Raises `ConfigError` (an address or key is wrong: nothing was started), `StoreError` (no room for sockets
+    or key) or `NetworkError` naming why joining failed. After that the worker is restarted whenever it dies.
     """
     _check_config(config)
     with runtime_folder(config.runtime_dir) as folder:
         key_path = config.key_path if config.key_path is not None else folder / "dht.key"
-        dht = Dht(config, folder, key_path)
+        dht = Dht(config, folder, key_path, on_notice)
         async with open_inner_nursery() as nursery:
             nursery.start_soon(dht._supervise)
             await dht._joined.wait()
             nursery.start_soon(dht._republish_for_ever)
+            nursery.start_soon(dht._save_peers_for_ever)
             try:
                 yield dht
             finally:
@@ -109,54 +133,33 @@ def _check_config(config: DhtConfig) -> None:
         check_announce(address)
 
 
-class _Link:
-    """A started worker and the requests under way in it."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self._numbers = itertools.count()
-        self._waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
-
-    async def request(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The worker's answer. Raises `WorkerError` when it dies meanwhile."""
-        number = next(self._numbers)
-        sender, receiver = trio.open_memory_channel[dict[str, Any]](1)
-        self._waiting[number] = sender
-        try:
-            await self.worker.send({**message, "id": number})
-            return await receiver.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise WorkerError("the DHT worker died") from None
-        finally:
-            self._waiting.pop(number, None)
-
-    async def pump(self) -> None:
-        """Hand out answers until the worker dies, which raises `WorkerError`."""
-        try:
-            while True:
-                message = await self.worker.receive()
-                if message["type"] == "warning":
-                    log.warning("%s", message["text"])
-                elif (sender := self._waiting.get(message["id"])) is not None:
-                    sender.send_nowait(message)
-        finally:
-            for sender in self._waiting.values():
-                sender.close()
-
-
 class Dht:
     """The open DHT. Made by `open_dht`. Any number of tasks may use it."""
 
-    def __init__(self, config: DhtConfig, folder: Path, key_path: Path) -> None:
+    def __init__(
+        self, config: DhtConfig, folder: Path, key_path: Path, on_notice: OnNotice | None = None
+    ) -> None:
         self._config, self._folder, self._key_path = config, folder, key_path
+        self._notices = Notices(on_notice)
+        self._peers = KnownPeers()
+        if config.peers_path is not None:
+            self._peers = known_peers.load(config.peers_path, config.bootstrap)
+        self._peers_changed = False
+        self._rng = random.Random(os.urandom(16))
         self._listen = config.listen
         self._addresses: tuple[str, ...] = ()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._link_changed = trio.Event()
         self._joined = trio.Event()
         self._restarts = 0
         self._closing = trio.Event()
-        self._live: dict[tuple[bytes, bytes], SignedRecord] = {}
+        self._own = OwnRecords()
+        self._wants_republishing = trio.Event()
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What is wrong with the network side now, oldest first."""
+        return self._notices.standing
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -168,12 +171,13 @@ class Dht:
     ) -> list[bool]:
         """Store records, and keep them stored until they expire or a later one takes their place.
 
-        Returns which were accepted: False where a newer one of the same owner is known. Raises
+        Returns which were stored: by at least one other node, except where nobody else can be known (no
+        bootstrap node, empty routing table). False also where a newer one of the same owner is known. Raises
         `TransportError` when `deadline_s` passes; the records stay remembered all the same.
         """
         now = clock.unix()
         for record in records:
-            self._remember(record, now)
+            self._own.remember(record, now)
         stored: list[bool] = []
         for batch in _batches(records, RECORDS_PER_STORE):
             rows = [[record.key, record.subkey, record.value, record.expiration_unix] for record in batch]
@@ -192,20 +196,54 @@ class Dht:
         self, keys: Sequence[tuple[str, bytes]], *, deadline_s: float = REQUEST_DEADLINE_S
     ) -> list[list[Record]]:
         """`read` for many (kind, scope) at once, in their order."""
+        found = await self._read(keys, None, deadline_s)
+        return [records for records in found if records is not None]
+
+    async def read_some(
+        self,
+        keys: Sequence[tuple[str, bytes]],
+        *,
+        patience_s: float,
+        deadline_s: float = REQUEST_DEADLINE_S,
+    ) -> list[list[Record] | None]:
+        """As `read_many`, with None for every key whose search takes longer than `patience_s` seconds: one
+        node that died holds up the searches that come by it for seconds, and not the others."""
+        return await self._read(keys, patience_s, deadline_s)
+
+    async def _read(
+        self, keys: Sequence[tuple[str, bytes]], patience_s: float | None, deadline_s: float
+    ) -> list[list[Record] | None]:
         wanted = list(dict.fromkeys(record_key(kind, scope) for kind, scope in keys))
-        found: dict[bytes, list[Record]] = {}
-        for batch in _batches(wanted, KEYS_PER_READ):
-            answer = await self._request({"type": "read", "keys": list(batch)}, deadline_s)
+        found: dict[bytes, list[Record] | None] = {}
+
+        failures: list[TransportError] = []
+
+        async def read_batch(batch: Sequence[bytes]) -> None:
+            message = {"type": "read", "keys": list(batch), "patience_s": patience_s}
+            try:
+                answer = await self._request(message, deadline_s)
+            except TransportError as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+                return
             now = clock.unix()
             for key, rows in zip(batch, answer["found"], strict=True):
-                found[key] = list(_checked(key, rows, now))
+                found[key] = None if rows is None else list(_checked(key, rows, now))
+                self._look_for_our_name(found[key] or (), now)
+
+        async with open_inner_nursery() as nursery:
+            for batch in _batches(wanted, KEYS_PER_READ):
+                nursery.start_soon(read_batch, batch)
+        if failures:
+            raise failures[0]
         return [found[record_key(kind, scope)] for kind, scope in keys]
 
     async def info(self) -> DhtInfo:
         """What the worker knows now. Raises `TransportError` when it does not answer."""
         answer = await self._request({"type": "info"}, REQUEST_DEADLINE_S)
         pid = self._link.worker.pid if self._link is not None else 0
-        return DhtInfo(answer["peers"], answer["keys"], self._restarts, pid, answer["p2pd_pid"])
+        peers, keys, p2pd_pid = answer["peers"], answer["keys"], answer["p2pd_pid"]
+        return DhtInfo(peers, len(self._peers), keys, self._restarts, pid, p2pd_pid)
 
     async def _request(self, message: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
         """An answer from this worker or, should it die meanwhile, from the next: requests are repeatable."""
@@ -227,16 +265,16 @@ class Dht:
             raise TransportError(f"the DHT failed a {message['type']} request: {answer['error']}")
         return answer
 
-    async def _running(self) -> _Link:
+    async def _running(self) -> Link:
         while self._link is None:
             await self._link_changed.wait()
         return self._link
 
-    async def _changed_from(self, link: _Link) -> None:
+    async def _changed_from(self, link: Link) -> None:
         while self._link is link:
             await self._link_changed.wait()
 
-    def _set_link(self, link: _Link | None) -> None:
+    def _set_link(self, link: Link | None) -> None:
         self._link = link
         self._link_changed.set()
         self._link_changed = trio.Event()
@@ -257,12 +295,16 @@ class Dht:
                     raise
                 if self._closing.is_set():
                     return
-                log.warning("%s; starting it again", _summary(error))
+                self._notices.say(Notice("worker", "", f"{_summary(error)}; starting it again"))
+                if isinstance(error, NetworkError):
+                    # a port that is fixed only because the last worker had it may be someone else's now
+                    self._listen = self._config.listen
             finally:
                 self._set_link(None)
+                self._notices.worker_died()
             self._restarts += 1
-            # a port that is fixed only because the last worker had it may be someone else's now
-            self._listen = self._fixed_listen() if came_up else self._config.listen
+            if came_up:
+                self._listen = self._fixed_listen()
             backoff_s = _FIRST_BACKOFF_S if came_up else min(backoff_s * 2, _MAX_BACKOFF_S)
             await trio.sleep(backoff_s)
 
@@ -275,18 +317,20 @@ class Dht:
             listen=list(self._listen),
             announce=list(self._config.announce),
             bootstrap=list(self._config.bootstrap),
+            known=self._peers.candidates(clock.unix(), KNOWN_AT_START, self._rng),
             client_mode=self._config.client_mode,
             must_join=self._config.must_join and not self._joined.is_set(),
         )
         try:
             with trio.fail_after(START_DEADLINE_S):
                 await worker.send(start.message())
-                message = await worker.receive()
-                while message["type"] == "warning":
-                    log.warning("%s", message["text"])
-                    message = await worker.receive()
+                while (message := await worker.receive())["type"] not in ("ready", "failed"):
+                    self._told(message)
         except trio.TooSlowError:
-            raise NetworkError(f"the DHT worker did not start within {START_DEADLINE_S:.0f} s") from None
+            raise NetworkError(
+                f"the DHT worker did not start within {START_DEADLINE_S:.0f} s: this machine is overloaded, "
+                "or something stops its processes"
+            ) from None
         if message["type"] == "failed":
             raise _failure(message)
         self._addresses = tuple(message["addresses"])
@@ -300,33 +344,87 @@ class Dht:
 
     async def _run(self, worker: Worker) -> None:
         """Use the worker until it dies, which raises `WorkerError`."""
-        link = _Link(worker)
+        link = Link(worker)
+        self._notices.worker_is_up()
         async with open_inner_nursery() as nursery:
-            nursery.start_soon(link.pump)
+            nursery.start_soon(link.pump, self._told)
             self._set_link(link)
-            if self._live:
-                nursery.start_soon(self._republish)
+            nursery.start_soon(self._kill_when_hung, link)
+            nursery.start_soon(self._republish)
             await trio.sleep_forever()
+
+    async def _kill_when_hung(self, link: Link) -> None:
+        """A worker that is stopped or spins answers nothing and does not die: end it, to be replaced."""
+        while True:
+            await trio.sleep(PING_PERIOD_S)
+            with trio.move_on_after(HUNG_S) as waiting, suppress(WorkerError):  # `pump` tells of its death
+                await link.request({"type": "ping"})
+            if waiting.cancelled_caught:
+                self._notices.say(
+                    Notice("worker", "", f"the DHT worker has not answered for {HUNG_S:.0f} s: ending it")
+                )
+                link.worker.kill()
+                return
+
+    # --- what the worker says, and what is told about it --------------------------------------------
+
+    def _told(self, message: Mapping[str, Any]) -> None:
+        """Something the worker says unasked."""
+        if message["type"] == "notice":
+            notice = Notice.parse(dict(message))
+            self._notices.say(notice)
+            if notice.kind == "split" and notice.active:
+                self._wants_republishing.set()
+        elif message["type"] == "peers":
+            if message["answered"]:
+                self._peers.answered(message["addresses"], clock.unix())
+            else:
+                self._peers.failed(message["peer"])
+            self._peers_changed = True
+
+    def _look_for_our_name(self, records: Iterable[Record], now_unix: float) -> None:
+        for record in records:
+            if self._own.is_strange(record, now_unix):
+                self._notices.say(Notice("identity", "", _identity_text(record)))
+        if not self._own.shared(now_unix):
+            self._notices.say(Notice("identity", "", "nobody else uses this identity now", active=False))
+
+    async def _save_peers_for_ever(self) -> None:
+        while True:
+            await trio.sleep(PEERS_PERIOD_S)
+            self._save_peers()
+
+    def _save_peers(self) -> None:
+        """A disk that refuses costs only the memory of the peers."""
+        path = self._config.peers_path
+        if path is None or self._config.client_mode or not self._peers_changed:
+            return
+        try:
+            known_peers.save(path, self._peers)
+        except StoreError as error:
+            self._notices.say(
+                Notice("peers", "", f"the peers met cannot be remembered for the next start: {error}")
+            )
+        else:
+            self._peers_changed = False
+            self._notices.say(Notice("peers", "", "the peers met are remembered again", active=False))
+
+    # --- records that must stay published -----------------------------------------------------------
 
     async def _republish_for_ever(self) -> None:
         while True:
-            await trio.sleep(REPUBLISH_PERIOD_S)
+            with trio.move_on_after(REPUBLISH_PERIOD_S):
+                await self._wants_republishing.wait()
+            self._wants_republishing = trio.Event()
             await self._republish()
 
     async def _republish(self) -> None:
         """Store every live record again; a failure is only said, the next round comes."""
-        now = clock.unix()
-        self._live = {place: record for place, record in self._live.items() if record.expiration_unix > now}
+        live = self._own.live(clock.unix())
         try:
-            await self.publish(list(self._live.values()))
+            await self.publish(live)
         except TransportError as error:
             log.warning("records were not published again: %s", error)
-
-    def _remember(self, record: SignedRecord, now: float) -> None:
-        place = (record.key, record.subkey)
-        known = self._live.get(place)
-        if record.expiration_unix > now and (known is None or known.expiration_unix < record.expiration_unix):
-            self._live[place] = record
 
     def _fixed_listen(self) -> tuple[str, ...]:
         """`listen` with port 0 replaced by the port it turned out to be: a restart keeps its addresses."""
@@ -346,6 +444,7 @@ class Dht:
 
     async def _close(self) -> None:
         self._closing.set()
+        self._save_peers()
         if self._link is not None:
             with trio.CancelScope(shield=True):
                 await self._link.worker.stop(_STOP_GRACE_S)
@@ -362,9 +461,20 @@ def _checked(key: bytes, rows: Iterable[Sequence[Any]], now_unix: float) -> Iter
             log.warning("refused a record that was read: %s", error)
 
 
+def _identity_text(record: Record) -> str:
+    where = ", ".join(getattr(record.payload, "addresses", ())) or "an unknown address"
+    return (
+        f"this node's identity is in use elsewhere too (its {record.kind} record comes from {where}): two "
+        "nodes of one key undo each other's claims. Stop one of them; a copied home becomes a node of its "
+        "own when identity.key and dht.key are removed from it"
+    )
+
+
+_FAILURES: dict[str, type[ParisError]] = {"ConfigError": ConfigError, "StoreError": StoreError}
+
+
 def _failure(message: Mapping[str, Any]) -> ParisError:
-    kind = ConfigError if message["error"] == "ConfigError" else NetworkError
-    return kind(message["message"])
+    return _FAILURES.get(message["error"], NetworkError)(message["message"])
 
 
 def _family(address: str) -> str:
@@ -375,7 +485,7 @@ def _family(address: str) -> str:
 def _summary(error: Exception) -> str:
     if not isinstance(error, WorkerDied):
         return f"the DHT worker did not start: {error}"
-    return "the DHT's libp2p daemon ended" if error.status == DAEMON_DIED_STATUS else error.summary
+    return "the DHT's libp2p daemon ended, or hung" if error.status == DAEMON_DIED_STATUS else error.summary
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -1,7 +1,8 @@
 """hivemind's DHT node with the holes closed that a record validator cannot reach.
 
-Owns: local storage of records, and what of a peer's answer is believed. Does not own: the acceptance rule
-(`validator`). Imports hivemind: only the DHT worker uses this module.
+Owns: what of a peer's request is served and what of its answer is believed, and who else holds what we
+store. Does not own: the acceptance rule (`validator`), the storage (`record_storage`). Imports hivemind: only
+the DHT worker uses this module.
 
 What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind_cases.py`:
 - a record stored "in cache" shadows the whole key, so one valid record hides everyone else's;
@@ -9,79 +10,107 @@ What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind
 - an answer's outer expiration is believed: an empty one "until the end of time" ends every search;
 - one bad record makes a dictionary's good ones unreadable;
 - a search merges peers' answers into the local storage itself;
-- nothing bounds the number of keys or owners (a key whose records exceed 4 MiB reads as absent).
+- nothing bounds the number of keys or owners (a key whose records exceed 4 MiB reads as absent), of records
+  or keys a request, of neighbours an answer;
+- storing counts as success when only the own replica took the record.
 """
 
-from collections.abc import Callable, Collection, Iterable
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
+from paris_p2p.dht.record_storage import MAX_OWNERS, RecordStorage, WriteThrough, deliverer, dictionary
 from paris_p2p.dht.validator import RecordValidator
 
 # isort: split
 from hivemind.dht.node import DHTNode
+from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import P2P, P2PContext, PeerID
+from hivemind.proto import dht_pb2
 from hivemind.utils.serializer import MSGPackSerializer
-from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
 
-MAX_KEYS = 65_536
-MAX_OWNERS = 1024
-"""Records under one key: with `MAX_RECORD_BYTES` each they fit hivemind's 4 MiB message with room."""
 RPC_TIMEOUT_S = 3.0
 REPLICAS = 5
+BUCKET_SIZE = 20
+SEARCH_WORKERS = 16
+"""Calls of one search at once. Upstream's 4 make as many calls, in three times as many rounds."""
+READ_BEAM = 10
+"""Nodes nearest to a key that a read asks in a network of more than `SMALL` nodes: twice the replicas. In
+a smaller one as many as a bucket holds, so that nearly everyone is asked, wherever a record ended up."""
+SMALL = 40
+MAX_KEYS_A_FIND = 64
+MAX_RECORDS_A_STORE = 1024
+"""Signatures of one request are checked in one go: this many take a fifth of a second."""
 
 
-class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
-    """Records by key and owner. Bounded: when full, newcomers are refused rather than holders evicted."""
+@dataclass(slots=True)
+class Votes:
+    """What other nodes answered to the storing of one record."""
 
-    def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
-        """Store one owner's record; a value without an owner is refused."""
-        return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
-
-    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
-        """Whether the record is in the storage now. The same record again is no change and no error."""
-        entry = TimedStorage.get(self, key)
-        if entry is None:
-            return len(self.data) < MAX_KEYS and self._store_first(key, subkey, value, expiration_time)
-        owners = entry.value
-        held = owners.get(subkey)
-        if held is not None and held.expiration_time >= expiration_time:
-            return bool(held.value == value and held.expiration_time == expiration_time)
-        if held is None and len(owners) >= MAX_OWNERS:
-            return False
-        if expiration_time > entry.expiration_time:
-            TimedStorage.store(self, key, owners, expiration_time)
-        return bool(owners.store(subkey, value, expiration_time))
-
-    def _store_first(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
-        owners = DictionaryDHTValue()
-        return bool(
-            owners.store(subkey, value, expiration_time)
-            and TimedStorage.store(self, key, owners, expiration_time)
-        )
-
-    def get(self, key: Any) -> Any:
-        """A copy of the records under `key`: the search that asks merges others' into what it gets."""
-        entry = TimedStorage.get(self, key)
-        return None if entry is None else _dictionary(entry.value.items())
+    taken: int = 0
+    refused: int = 0
 
 
-class WriteThrough(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
-    """Stands in for the cache: what peers store "in cache" joins the storage; nothing is found here."""
+@dataclass(slots=True)
+class _Watch:
+    """What is noted of the calls that one request leads to."""
 
-    def __init__(self, storage: RecordStorage) -> None:
-        super().__init__()
-        self._storage = storage
+    votes: dict[tuple[Any, Any], Votes] = field(default_factory=dict)  # (key id, subkey)
+    found: dict[Any, list[Any]] = field(default_factory=dict)  # key id -> dictionaries that peers returned
 
-    def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
-        """As `RecordStorage.store`."""
-        return self._storage.store(key, value, expiration_time, subkey)
 
-    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
-        """As `RecordStorage.store_subkey`."""
-        return self._storage.store_subkey(key, subkey, value, expiration_time)
+_watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+
+
+class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no types
+    """The remote calls, bounded. Its name on the wire stays upstream's (`__name__` below)."""
+
+    async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
+        """As upstream, for the first `MAX_RECORDS_A_STORE` records; the others are answered as refused."""
+        count = len(request.keys)
+        fields = ("keys", "subkeys", "values", "expiration_time", "in_cache")
+        for name in fields:
+            del getattr(request, name)[MAX_RECORDS_A_STORE:]
+        token = deliverer.set(context.remote_id.to_bytes())
+        try:
+            response = await super().rpc_store(request, context)
+        finally:
+            deliverer.reset(token)
+        response.store_ok.extend([False] * (min(count, 1 << 16) - len(response.store_ok)))
+        return response
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        """As upstream, for the first `MAX_KEYS_A_FIND` keys."""
+        del request.keys[MAX_KEYS_A_FIND:]
+        return await super().rpc_find(request, context)
+
+    async def call_store(self, peer: PeerID, keys: Sequence[DHTID], *args: Any, **kwargs: Any) -> Any:
+        """As upstream; notes the peer's answer where somebody watches."""
+        answers = await super().call_store(peer, keys, *args, **kwargs)
+        watch = _watch.get()
+        subkeys = kwargs.get("subkeys")
+        if watch is not None and answers is not None and subkeys is not None:
+            for key, subkey, ok in zip(keys, subkeys, answers, strict=False):
+                votes = watch.votes.setdefault((key, subkey), Votes())
+                votes.taken, votes.refused = votes.taken + bool(ok), votes.refused + (not ok)
+        return answers
+
+    def _validate_dictionary(self, key_bytes: bytes, records: Any) -> bool:
+        """Keep only valid records of a dictionary a peer sent; in place: the caller goes on with it."""
+        return prune(self.record_validator, key_bytes, records)
+
+
+RecordProtocol.__name__ = DHTProtocol.__name__  # handlers are called `<class name>.rpc_…` on the wire
+vars(sys.modules[DHTNode.__module__])["DHTProtocol"] = RecordProtocol  # what `DHTNode.create` makes
+# a peer id writes itself in base 58 when made: for the neighbours in every answer that is 40 % of a search
+vars(sys.modules[DHTProtocol.__module__])["PeerID"] = functools.lru_cache(maxsize=16_384)(PeerID)
 
 
 class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
@@ -92,7 +121,66 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         response = await super()._call_find_with_blacklist(peer_id, keys)
         if not response:
             return response
-        return {key: (_believed(found), peers) for key, (found, peers) in response.items()}
+        watch = _watch.get()
+        believed = {}
+        for key, (answer, peers) in response.items():
+            found = believe(answer)
+            if watch is not None and found is not None:
+                watch.found.setdefault(key, []).append(found.value)
+            believed[key] = (found, dict(list(peers.items())[:BUCKET_SIZE]))
+        return believed
+
+    async def store_counting(
+        self, records: Sequence[tuple[bytes, bytes, bytes, float]], *, exclude_self: bool
+    ) -> list[tuple[bool, Votes]]:
+        """Store (key, subkey, value, expiration) records: for each hivemind's verdict, which counts our own
+        replica, and what the other nodes said."""
+        keys, subkeys, values, expirations = (list(column) for column in zip(*records, strict=True))
+        watch = _Watch()
+        token = _watch.set(watch)
+        try:
+            stored = await self.store_many(
+                keys, values, expirations, subkeys=subkeys, exclude_self=exclude_self
+            )
+        finally:
+            _watch.reset(token)
+        return [
+            (bool(stored[key, subkey]), watch.votes.get((DHTID.generate(key), subkey), Votes()))
+            for key, subkey in zip(keys, subkeys, strict=True)
+        ]
+
+    async def search(self, keys: Sequence[bytes]) -> "dict[bytes, asyncio.Future[Any]]":
+        """Start reading distinct keys: for each the future of {subkey: value with expiration}, with what
+        every node that should know it told, or of None. Cancelling one ends the search for that key."""
+        small = len(self.protocol.routing_table.uid_to_peer_id) <= SMALL
+        searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
+            keys,
+            sufficient_expiration_time=float("inf"),  # else the first answer would do
+            return_futures=True,
+            beam_size=BUCKET_SIZE if small else READ_BEAM,
+        )
+        return searches
+
+    async def look_through(
+        self, peer: PeerID, uid: DHTID, targets: Sequence[DHTID]
+    ) -> tuple[dict[DHTID, dict[DHTID, PeerID]], dict[DHTID, dict[Any, Any]]]:
+        """The network as `peer` (of DHT id `uid`) alone leads to it: the nodes nearest to each of the
+        targets, nearest first, without us, and the records under them as {subkey: value with expiration}."""
+        watch = _Watch()
+        token = _watch.set(watch)
+        try:
+            nearest = await self.find_nearest_nodes(targets, node_to_peer_id={uid: peer}, exclude_self=True)
+        finally:
+            _watch.reset(token)
+        records: dict[DHTID, dict[Any, Any]] = {}
+        for target in targets:
+            latest = records.setdefault(target, {})
+            for found in watch.found.get(target, ()):
+                for subkey, item in found.items():
+                    held = latest.get(subkey)
+                    if held is None or held.expiration_time < item.expiration_time:
+                        latest[subkey] = item
+        return nearest, records
 
 
 async def create_node(p2p: P2P, *, client_mode: bool, now: Callable[[], float]) -> RecordNode:
@@ -100,27 +188,28 @@ async def create_node(p2p: P2P, *, client_mode: bool, now: Callable[[], float]) 
 
     Its DHT id follows from its peer id, so that it is the same node to others after a restart.
     """
-    validator = RecordValidator(now)
     node: RecordNode = await RecordNode.create(
         p2p=p2p,
         node_id=DHTID.generate(p2p.peer_id.to_bytes()),
+        bucket_size=BUCKET_SIZE,
         num_replicas=REPLICAS,
         wait_timeout=RPC_TIMEOUT_S,
+        num_workers=SEARCH_WORKERS,
         client_mode=client_mode,
-        record_validator=validator,
+        record_validator=RecordValidator(now),
         cache_locally=False,
         cache_nearest=0,
         cache_on_store=False,
         cache_refresh_before_expiry=0,
+        reuse_get_requests=False,  # one search given up would end the others of its key, with what it has
     )
     node.protocol.storage = RecordStorage()
     node.protocol.cache = WriteThrough(node.protocol.storage)
-    node.protocol._validate_dictionary = lambda key, records: _prune(validator, key, records)
     return node
 
 
-def _prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
-    """Keep only valid records of a dictionary a peer sent; in place, because the caller goes on with it."""
+def prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
+    """Take the invalid records out of `records`; True, because what is left may be stored or believed."""
     with records.freeze():
         items = list(records.items())
     good = [
@@ -130,7 +219,7 @@ def _prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
             DHTRecord(key, MSGPackSerializer.dumps(subkey), item.value, item.expiration_time)
         )
     ]
-    fresh = _dictionary(good)
+    fresh = dictionary(good)
     records.clear()
     records.maxsize = float("inf")
     records.latest_expiration_time = float("-inf")
@@ -140,16 +229,8 @@ def _prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
     return True
 
 
-def _believed(found: Any) -> Any:
+def believe(found: Any) -> Any:
     """A peer's answer with the expiration that its own records bear out; None for an empty one."""
     if found is None or not isinstance(found.value, DictionaryDHTValue):
         return None
-    return _dictionary(found.value.items())
-
-
-def _dictionary(items: Iterable[tuple[Any, Any]]) -> Any:
-    """A fresh dictionary value of the unexpired `items` with the latest of their expirations, or None."""
-    fresh = DictionaryDHTValue()
-    for subkey, item in items:
-        fresh.store(subkey, item.value, item.expiration_time)
-    return ValueWithExpiration(fresh, fresh.latest_expiration_time) if fresh else None
+    return dictionary(found.value.items())

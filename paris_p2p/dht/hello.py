@@ -1,17 +1,18 @@
-"""The first exchange with a bootstrap node: is it one of ours, of our version, with our time?
+"""The first exchange with a node: is it one of ours, of our version, with our time, and where does it listen?
 
 Owns: the answer's format, judging it, the wording of what is wrong. Does not own: connections.
 Whoever dials protocol `HELLO_PROTOCOL` is sent one canonical msgpack map and the end of the stream.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.wire import canonical
-from paris_p2p.wire.records import PROTOCOL_VERSION
+from paris_p2p.wire.records import MAX_ADDRESS_CHARS, MAX_ADDRESSES, PROTOCOL_VERSION
 
 HELLO_PROTOCOL = "paris/hello/1"
-MAX_HELLO_BYTES = 256
+MAX_HELLO_BYTES = 512
 PRODUCT = "paris-p2p"
 MAX_SKEW_S = 3.0
 """hivemind refuses to join across a larger difference of clocks, with a message that names no remedy."""
@@ -19,46 +20,82 @@ MAX_SKEW_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who answers: the product's name, its protocol version, its wall clock (unix seconds)."""
+    """Who answers: the product's name, its protocol version, its wall clock (unix seconds), and where it
+    can be dialled: at most 3 multiaddrs that end in its peer id, none in client mode."""
 
     product: str
     protocol: int
     time_unix: float
+    addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.addresses) > MAX_ADDRESSES or any(len(a) > MAX_ADDRESS_CHARS for a in self.addresses):
+            raise ValueError("too many or too long addresses")
 
 
-def encode_hello(now_unix: float) -> bytes:
-    """Our answer."""
-    return canonical.encode(Hello(PRODUCT, PROTOCOL_VERSION, now_unix))
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`problem`: what is wrong with a peer's answer, or None. `skew_s`: how far our clock is ahead of its,
+    when the clocks are what is wrong, else 0. `addresses`: where a sound peer says it listens."""
+
+    problem: str | None
+    skew_s: float = 0.0
+    addresses: tuple[str, ...] = ()
 
 
-def judge_hello(data: bytes, sent_unix: float, received_unix: float) -> str | None:
-    """What is wrong with a peer's answer, or None. `sent_unix`, `received_unix`: our clock around it."""
+def encode_hello(now_unix: float, addresses: Sequence[str] = ()) -> bytes:
+    """Our answer, with as many of our `addresses` as fit: those that others can use go first."""
+    fitting = [address for address in addresses if len(address) <= MAX_ADDRESS_CHARS]
+    return canonical.encode(Hello(PRODUCT, PROTOCOL_VERSION, now_unix, tuple(fitting[:MAX_ADDRESSES])))
+
+
+def judge_hello(data: bytes, sent_unix: float, received_unix: float) -> Judgement:
+    """What a peer's answer amounts to. `sent_unix`, `received_unix`: our clock around it."""
     if not data:
-        return "it hangs up instead of greeting: it is overloaded, or not a paris-p2p node"
+        return Judgement("it hangs up instead of greeting: it is overloaded, or not a paris-p2p node")
     try:
         hello = canonical.decode(Hello, data, MAX_HELLO_BYTES)
     except RemoteProtocolError as error:
-        return f"it is not a paris-p2p node (its greeting does not decode: {error})"
+        return Judgement(f"it is not a paris-p2p node (its greeting does not decode: {error})")
     if hello.product != PRODUCT:
-        return "it is not a paris-p2p node"
+        return Judgement("it is not a paris-p2p node")
     if hello.protocol != PROTOCOL_VERSION:
         newer = "paris-p2p here" if hello.protocol > PROTOCOL_VERSION else "the bootstrap node"
-        return (
+        return Judgement(
             f"it speaks protocol version {hello.protocol}, this program version {PROTOCOL_VERSION}: "
             f"upgrade {newer}"
         )
-    return _judge_clock(hello.time_unix, sent_unix, received_unix)
+    skew_s = _skew(hello.time_unix, sent_unix, received_unix)
+    if skew_s:
+        return Judgement(clock_problem(skew_s), skew_s)
+    return Judgement(None, 0.0, hello.addresses)
 
 
-def _judge_clock(peer_unix: float, sent_unix: float, received_unix: float) -> str | None:
-    ahead_s = (sent_unix + received_unix) / 2 - peer_unix
-    if abs(ahead_s) <= MAX_SKEW_S + max(0.0, received_unix - sent_unix) / 2:
-        return None
-    way = "ahead of" if ahead_s > 0 else "behind"
+def clock_problem(skew_s: float) -> str:
+    """What to tell the operator whose clock is `skew_s` ahead of a bootstrap node's."""
     return (
-        f"this machine's clock is {abs(ahead_s):.1f} s {way} the bootstrap's; "
+        f"this machine's clock is {abs(skew_s):.1f} s {_way(skew_s)} the bootstrap's; "
         f"set the clock (NTP), at most {MAX_SKEW_S:.0f} s are allowed"
     )
+
+
+def foreign_clock_problem(skew_s: float) -> str:
+    """The same where other nodes agree with our clock: it is the bootstrap node's that is wrong."""
+    return (
+        f"its clock is {abs(skew_s):.1f} s {_way(-skew_s)} ours, with which other nodes agree; "
+        "its operator should set it (NTP)"
+    )
+
+
+def _way(skew_s: float) -> str:
+    return "ahead of" if skew_s > 0 else "behind"
+
+
+def _skew(peer_unix: float, sent_unix: float, received_unix: float) -> float:
+    """How far our clock is ahead, seconds; 0 when that is within the limit and half the round trip."""
+    ahead_s = (sent_unix + received_unix) / 2 - peer_unix
+    allowed_s = MAX_SKEW_S + max(0.0, received_unix - sent_unix) / 2
+    return 0.0 if abs(ahead_s) <= allowed_s else ahead_s
 
 
 # part of what the libp2p daemon says when it cannot connect or open the stream -> what that means

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paris_p2p.dht.addresses import host_port
+from paris_p2p.dht.addresses import HostPort, host_port
 from paris_p2p.errors import ConfigError, NetworkError, ParisError
 
 START_DEADLINE_S = 15.0
@@ -84,9 +84,10 @@ class P2pd:
 
 
 async def start_p2pd(binary: Path, options: P2pdOptions) -> P2pd:
-    """Start the daemon and wait until it serves. Raises `NetworkError` or `ConfigError` naming the cause."""
-    if not options.client_mode:
-        check_ports_free(options.listen)
+    """Start the daemon and wait until it serves. Raises `NetworkError` or `ConfigError` naming the cause.
+
+    `options.listen` has been through `usable_listen`.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             str(binary),
@@ -186,30 +187,42 @@ def diagnose(lines: Sequence[str], listen: Sequence[str]) -> ParisError:
     )
 
 
-def check_ports_free(listen: Sequence[str]) -> None:
-    """Raises `NetworkError` when a fixed TCP port of `listen` cannot be bound.
+def usable_listen(listen: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The addresses of `listen` that can be listened on, and what is wrong with each other one.
 
-    p2pd itself would not notice another p2pd there: it shares ports (SO_REUSEPORT).
+    A machine without IPv6, or without one of several interfaces, serves on what it has. Raises
+    `NetworkError` when nothing is left, and when a fixed port is taken: p2pd itself would not notice another
+    p2pd there, as it shares ports (SO_REUSEPORT).
     """
+    unusable: dict[str, ParisError] = {}
     for address in listen:
         place = host_port(address)
-        if place is not None and place.transport == "tcp" and place.port:
-            _check_port_free(address, place.host_kind, place.host, place.port)
-
-
-def _check_port_free(address: str, kind: str, host: str, port: int) -> None:
-    try:
-        with socket.socket(socket.AF_INET6 if kind == "ip6" else socket.AF_INET) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # connections just closed do not count
-            if kind == "ip6":
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+        if place is None or place.transport != "tcp":
+            continue
+        error = _bind_error(place)
+        if error is not None and error.errno == errno.EADDRINUSE:
             raise NetworkError(
-                f"port {port} is taken: another program (or another paris-p2p) listens on {address}; "
+                f"port {place.port} is taken: another program (or another paris-p2p) listens on {address}; "
                 "stop it or choose another port with --listen"
-            ) from None
-        raise diagnose([os.strerror(error.errno or 0).lower()], [address]) from None
+            )
+        if error is not None:
+            unusable[address] = diagnose([os.strerror(error.errno or 0).lower()], [address])
+    usable = tuple(address for address in listen if address not in unusable)
+    if unusable and not usable:
+        raise next(iter(unusable.values()))
+    return usable, {address: f"{error}; going on with the others" for address, error in unusable.items()}
+
+
+def _bind_error(place: HostPort) -> OSError | None:
+    """What the system says when one binds there."""
+    ip6 = place.host_kind == "ip6"
+    try:
+        with socket.socket(socket.AF_INET6 if ip6 else socket.AF_INET) as probe:
+            # connections just closed do not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if ip6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((place.host, place.port))
+    except OSError as error:
+        return error
+    return None

@@ -2,11 +2,11 @@
 
 Owns: names and fields, so that both ends agree. Does not own: frames (`workers.frames`). Down: `start` once,
 then requests with an `id`, `stop`. Up: `ready` or `failed` once, then answers with the request's `id`, and
-`warning` at any time.
+at any time `notice` (something is wrong, or no longer) and `peers` (who answered and who did not).
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 STOPPED_STATUS = 0
 DAEMON_DIED_STATUS = 71
@@ -19,15 +19,49 @@ KEYS_PER_READ = 16
 RECORDS_PER_STORE = 256
 
 
+Trouble = Literal[
+    "bootstrap",  # one does not answer, or is not sound
+    "alone",  # no other node answers
+    "split",  # parts of the network do not know each other
+    "clock",  # this machine's clock is wrong
+    "listen",  # one of several listen addresses cannot be used
+    "worker",  # the worker or its daemon died, hangs, or does not start
+    "identity",  # somebody else writes with this node's key
+    "peers",  # the known peers cannot be kept
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something is wrong with the network side (`active`), or no longer. `subject` tells notices of one kind
+    apart (an address; mostly empty); `text` says what it is and what to do."""
+
+    kind: Trouble
+    subject: str
+    text: str
+    active: bool = True
+
+    def message(self) -> dict[str, Any]:
+        """As it is sent."""
+        return {"type": "notice", **asdict(self)}
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> "Notice":
+        """From what was received."""
+        return cls(message["kind"], message["subject"], message["text"], message["active"])
+
+
 @dataclass(frozen=True, slots=True)
 class StartMessage:
-    """`must_join`: fail when no bootstrap node can be joined (the first start; a restart keeps trying)."""
+    """`must_join`: fail when no node can be joined (the first start; a restart keeps trying). `known`:
+    addresses of peers that answered in earlier times, tried when bootstrap nodes keep us waiting."""
 
     folder: str
     key_path: str
     listen: list[str]
     announce: list[str]
     bootstrap: list[str]
+    known: list[str]
     client_mode: bool
     must_join: bool
 

@@ -4,6 +4,7 @@ Owns: undoing hivemind's encodings (key id, msgpack around subkey and value) exa
 itself (`wire.records.check_record`). Imports hivemind: only the DHT worker uses this module.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import msgpack
@@ -16,6 +17,7 @@ load_hivemind_dht()
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402 - after the light import
 
 _WRAPPED_BYTES = MAX_RECORD_BYTES + 8  # msgpack's header around bytes has at most 5
+_REMEMBERED = 16_384  # records, 16 bytes each
 
 
 class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind ships no types
@@ -27,13 +29,24 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind sh
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self._valid: dict[bytes, None] = {}  # digests of records found valid, the latest last
 
     def validate(self, record: DHTRecord) -> bool:
-        """Whether `record` may be stored here, or believed when a peer returned it."""
+        """Whether `record` may be stored here, or believed when a peer returned it.
+
+        A search hears the same record from twenty nodes: its signature is checked once. (What was valid stays
+        so as time goes on: an expiration only comes nearer.)
+        """
+        digest = _digest(record)
+        if digest in self._valid:
+            return True
         try:
             self.check(record)
         except RemoteProtocolError:
             return False
+        self._valid[digest] = None
+        if len(self._valid) > _REMEMBERED:
+            del self._valid[next(iter(self._valid))]
         return True
 
     def check(self, record: DHTRecord) -> Record:
@@ -59,6 +72,17 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind sh
     def merge_with(self, other: RecordValidatorBase) -> bool:
         """Two of the same kind are one; any other must be applied as well."""
         return isinstance(other, RecordValidator)
+
+
+def _digest(record: DHTRecord) -> bytes:
+    """One digest for each (key, subkey, value, expiration), whatever types a peer chose for them."""
+    parts = (record.key, record.subkey, record.value, repr(record.expiration_time).encode())
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else b"?" + repr(type(part)).encode()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.digest()
 
 
 def _unwrap(data: object) -> bytes:

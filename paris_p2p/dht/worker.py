@@ -1,7 +1,8 @@
 """The DHT worker: the one process that runs hivemind, and the parent of p2pd.
 
-Owns: p2pd, the DHT node, joining (with a diagnosis when that fails) and staying joined. Does not own: keys
-that sign records, or which records live: the node process sends them signed and remembers them.
+Owns: p2pd, the DHT node, answering the node process. Does not own: joining and staying joined
+(`membership`), keys that sign records, or which records live: the node process sends them signed and
+remembers them.
 Started by `dht.client` as `python -m paris_p2p.dht.worker`. It ends when its parent does and when p2pd does;
 what restarts it is the client.
 """
@@ -9,6 +10,7 @@ what restarts it is the client.
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sys
 import traceback
@@ -18,33 +20,31 @@ from typing import Any
 
 from paris_p2p import clock
 from paris_p2p.dht import hivemind_import
-from paris_p2p.dht.addresses import peer_id
-from paris_p2p.dht.hello import HELLO_PROTOCOL, MAX_HELLO_BYTES, encode_hello, explain_failure, judge_hello
-from paris_p2p.dht.p2pd import P2pd, P2pdOptions, start_p2pd
-from paris_p2p.dht.protocol import DAEMON_DIED_STATUS, FAILED_STATUS, STOPPED_STATUS, StartMessage
+from paris_p2p.dht.hello import HELLO_PROTOCOL, encode_hello
+from paris_p2p.dht.known_peers import is_loopback
+from paris_p2p.dht.p2pd import P2pd, P2pdOptions, start_p2pd, usable_listen
+from paris_p2p.dht.protocol import DAEMON_DIED_STATUS, FAILED_STATUS, STOPPED_STATUS, Notice, StartMessage
 from paris_p2p.dht.runtime import remove_folder
-from paris_p2p.errors import NetworkError, ParisError
+from paris_p2p.errors import ParisError
+from paris_p2p.wire.records import record_key
 from paris_p2p.workers.child import PARENT_GONE_STATUS, ParentLink
 from paris_p2p.workers.frames import FrameReader, Message, encode
 
 hivemind_import.load_hivemind_dht()
 import hivemind.hivemind_cli  # noqa: E402 - after the light import
-from hivemind.p2p import P2P, P2PDaemonError, PeerID  # noqa: E402
-from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, DispatchFailure  # noqa: E402
+from hivemind.p2p import P2P, P2PDaemonError  # noqa: E402
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 
 from paris_p2p.dht.hardened import RecordNode, create_node  # noqa: E402
+from paris_p2p.dht.membership import Membership  # noqa: E402
 
-HELLO_DEADLINE_S = 10.0
-HELLO_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
-HEAL_PERIOD_S = 15.0
-"""A healed partition merges within one period; without pinging the bootstrap nodes it does not at all."""
-_FIRST_HEAL_S = 1.0  # doubling from there: the others may be starting again just as we are
-_HEAL_DEADLINE_S = 20.0
-_JOIN_SEARCH_S = 5.0
+DAEMON_HUNG_S = 15.0
+_DAEMON_PERIOD_S = 5.0
 _CLEANUP_S = 5
 _RECEIVE_BYTES = 65_536
-_CONNECTION_ERRORS = (ControlFailure, DispatchFailure, P2PDaemonError, OSError, asyncio.IncompleteReadError)
+_TELLING = tuple(record_key(kind, b"") for kind in ("run", "claim", "member"))
+"""Keys whose records show whether two parts of the network know each other."""
 
 
 class Parent:
@@ -89,100 +89,15 @@ class DhtWorker:
 
     def __init__(self, start: StartMessage, parent: Parent, daemon: P2pd, p2p: P2P, node: RecordNode) -> None:
         self._start, self._parent, self._daemon, self._p2p, self._node = start, parent, daemon, p2p, node
-        own = p2p.peer_id.to_base58()
-        self._bootstrap = [address for address in start.bootstrap if peer_id(address) != own]
+        self.membership = Membership(
+            p2p,
+            node,
+            bootstrap=start.bootstrap,
+            known=start.known,
+            send=parent.send,
+            rng=random.Random(p2p.peer_id.to_bytes()),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lost: set[str] = set()
-
-    async def join(self) -> None:
-        """Greet every bootstrap node and search for our neighbours through those that are sound.
-
-        Raises `NetworkError` saying what is wrong with each when none is and the start must join.
-        """
-        problems = await asyncio.gather(*map(self._greet, self._bootstrap))
-        broken = [
-            f"{address}: {problem}"
-            for address, problem in zip(self._bootstrap, problems, strict=True)
-            if problem
-        ]
-        if broken and len(broken) == len(self._bootstrap) and self._start.must_join:
-            raise NetworkError("cannot join by bootstrap " + "; ".join(broken))
-        for text in broken:
-            self._warn(f"bootstrap {text}")
-        if len(broken) < len(self._bootstrap):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._search(), _JOIN_SEARCH_S)
-
-    async def _greet(self, address: str) -> str | None:
-        """Connect and exchange hellos; what is wrong with the node at `address`, or None."""
-        try:
-            return await asyncio.wait_for(self._exchange_hello(address), HELLO_DEADLINE_S)
-        except TimeoutError:
-            return (
-                f"no answer within {HELLO_DEADLINE_S:.0f} s; is the address right, is a firewall in the way?"
-            )
-        except _CONNECTION_ERRORS as error:
-            return explain_failure(str(error))
-
-    async def _exchange_hello(self, address: str) -> str | None:
-        peer = PeerID.from_base58(peer_id(address))
-        await self._connect(address)
-        for pause_s in (*HELLO_PAUSES_S, 0.0):
-            sent_unix = clock.unix()
-            data = await self._read_hello(peer)
-            received_unix = clock.unix()
-            if data:
-                break
-            # p2pd shows a stream that was reset (its peer is busy or just starting) as one that ended
-            await asyncio.sleep(pause_s)
-        problem = judge_hello(data, sent_unix, received_unix)
-        if problem is None:
-            await self._node.protocol.call_ping(peer)
-        return problem
-
-    async def _read_hello(self, peer: PeerID) -> bytes:
-        _, reader, writer = await self._p2p.call_binary_stream_handler(peer, HELLO_PROTOCOL)
-        with contextlib.closing(writer):
-            data = b""
-            while len(data) <= MAX_HELLO_BYTES and (part := await reader.read(MAX_HELLO_BYTES + 1)):
-                data += part
-        return data
-
-    async def _connect(self, address: str) -> None:
-        # hivemind's P2P connects only while starting its own daemon; its client has the call we need
-        target = Multiaddr(address.rsplit("/p2p/", 1)[0]) if not address.startswith("/dnsaddr/") else None
-        await self._p2p._client.connect(PeerID.from_base58(peer_id(address)), [target or Multiaddr(address)])
-
-    async def _search(self) -> None:
-        """Look for our own neighbours; fills the routing table."""
-        await self._node.find_nearest_nodes([self._node.node_id])
-
-    async def stay_joined(self) -> None:
-        """For ever: find back to the others after a partition, a sleep, a bootstrap node's restart."""
-        period_s = _FIRST_HEAL_S
-        while True:
-            await asyncio.sleep(period_s)
-            period_s = min(2 * period_s, HEAL_PERIOD_S)
-            self._node.blacklist.clear()
-            await asyncio.gather(*map(self._check_bootstrap, self._bootstrap))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._search(), _HEAL_DEADLINE_S)
-
-    async def _check_bootstrap(self, address: str) -> None:
-        """Ping one; on failure greet it anew. Said when it changes, not every time."""
-        peer = PeerID.from_base58(peer_id(address))
-        if await self._node.protocol.call_ping(peer) is not None:
-            self._lost.discard(address)
-            return
-        problem = await self._greet(address)
-        if problem is None:
-            self._lost.discard(address)
-        elif address not in self._lost:
-            self._lost.add(address)
-            self._warn(f"lost bootstrap {address}: {problem}; trying again every {HEAL_PERIOD_S:.0f} s")
-
-    def _warn(self, text: str) -> None:
-        self._parent.send({"type": "warning", "text": text})
 
     async def addresses(self) -> list[str]:
         """Our dialable addresses, ending in /p2p/ and the peer id; none in client mode."""
@@ -192,6 +107,23 @@ class DhtWorker:
             return [str(address) for address in await self._p2p.get_visible_maddrs(latest=True)]
         except ValueError:  # hivemind's word for none
             return []
+
+    async def say_hello(
+        self, _stream: Any, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve one hello: who we are, our clock, our addresses (those for this machine only last)."""
+        with contextlib.closing(writer):
+            writer.write(encode_hello(clock.unix(), sorted(await self.addresses(), key=is_loopback)))
+            await writer.drain()
+
+    async def daemon_hangs(self) -> None:
+        """Return when p2pd stops answering: one that is stopped or stuck does not end by itself."""
+        while True:
+            await asyncio.sleep(_DAEMON_PERIOD_S)
+            try:
+                await asyncio.wait_for(self.addresses(), DAEMON_HUNG_S)
+            except (TimeoutError, OSError, P2PDaemonError, ControlFailure, asyncio.IncompleteReadError):
+                return
 
     async def serve(self) -> int:
         """Answer requests until told to stop or the parent is gone; the exit status."""
@@ -215,24 +147,42 @@ class DhtWorker:
             case "store":
                 return {"ok": await self._store(message["records"])}
             case "read":
-                return {"found": await self._read(message["keys"])}
+                return {"found": await self._read(message["keys"], message["patience_s"])}
             case "info":
                 return self._info()
+            case "ping":
+                return {}
             case other:
                 return {"error": f"unknown request {other!r}"}
 
     async def _store(self, records: Sequence[Sequence[Any]]) -> list[bool]:
-        """Which of the (key, subkey, value, expiration) are stored: somewhere, and accepted."""
-        keys, subkeys, values, expirations = (list(column) for column in zip(*records, strict=True))
-        stored = await self._node.store_many(
-            keys, values, expirations, subkeys=subkeys, exclude_self=self._start.client_mode
+        """Which of the (key, subkey, value, expiration) are stored: accepted, and at least by one other node
+        when there are others. Our own replica alone is lost with us, and nobody reads it."""
+        self._watch([record[0] for record in records])
+        others = bool(self.membership.bootstrap or self._node.protocol.routing_table.uid_to_peer_id)
+        stored = await self._node.store_counting(
+            [(key, subkey, value, until) for key, subkey, value, until in records],
+            exclude_self=self._start.client_mode,
         )
-        return [bool(stored[key, subkey]) for key, subkey in zip(keys, subkeys, strict=True)]
+        return [
+            votes.taken > 0 and votes.taken >= votes.refused if others else verdict
+            for verdict, votes in stored
+        ]
 
-    async def _read(self, keys: Sequence[bytes]) -> list[list[tuple[bytes, bytes, float]]]:
-        """For each key every (subkey, value, expiration) found: the latest, from all who should know."""
-        found = await self._node.get_many(keys, sufficient_expiration_time=float("inf"))
-        return [_flatten(found[key]) for key in keys]
+    async def _read(
+        self, keys: Sequence[bytes], patience_s: float | None
+    ) -> list[list[tuple[bytes, bytes, float]] | None]:
+        """For each key every (subkey, value, expiration) found: the latest, from all who should know. None
+        where that took longer than `patience_s` seconds."""
+        self._watch(keys)
+        searches = await self._node.search(list(dict.fromkeys(keys)))
+        _, late = await asyncio.wait(searches.values(), timeout=patience_s)
+        for search in late:
+            search.cancel()  # hivemind goes on without that key
+        return [None if searches[key] in late else _flatten(searches[key].result()) for key in keys]
+
+    def _watch(self, keys: Sequence[bytes]) -> None:
+        self.membership.watch([key for key in keys if key.startswith(_TELLING)])
 
     def _info(self) -> Message:
         table = self._node.protocol.routing_table
@@ -266,10 +216,15 @@ async def run(connection: Any) -> int:
 
 
 async def _run_started(start: StartMessage, parent: Parent) -> int:
+    listen = tuple(start.listen)
+    if not start.client_mode:
+        listen, unusable = usable_listen(start.listen)
+        for address, problem in unusable.items():
+            parent.send(Notice("listen", address, problem).message())
     options = P2pdOptions(
         _prepare_folder(start.folder),
         Path(start.key_path),
-        tuple(start.listen),
+        listen,
         tuple(start.announce),
         tuple(start.bootstrap),
         start.client_mode,
@@ -296,18 +251,20 @@ async def _run_daemon(start: StartMessage, parent: Parent, options: P2pdOptions)
     try:
         p2p = await _attach(daemon, options.folder)
         node = await create_node(p2p, client_mode=start.client_mode, now=clock.unix)
-        await p2p.add_binary_stream_handler(HELLO_PROTOCOL, _say_hello)
-        return await _serve(DhtWorker(start, parent, daemon, p2p, node), daemon, parent)
+        worker = DhtWorker(start, parent, daemon, p2p, node)
+        await p2p.add_binary_stream_handler(HELLO_PROTOCOL, worker.say_hello)
+        return await _serve(worker, start, daemon, parent)
     finally:
         await daemon.stop()
 
 
-async def _serve(worker: DhtWorker, daemon: P2pd, parent: Parent) -> int:
+async def _serve(worker: DhtWorker, start: StartMessage, daemon: P2pd, parent: Parent) -> int:
     """Join and stay joined while answering requests; ends when the parent wants it or p2pd ends."""
     died = asyncio.create_task(daemon.wait())
-    staying = asyncio.create_task(_join_and_stay(worker, parent))
+    hung = asyncio.create_task(worker.daemon_hangs())
+    staying = asyncio.create_task(_join_and_stay(worker, start, parent))
     serving = asyncio.create_task(worker.serve())
-    tasks = (died, staying, serving)
+    tasks = (died, hung, staying, serving)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if staying.done():
@@ -315,16 +272,19 @@ async def _serve(worker: DhtWorker, daemon: P2pd, parent: Parent) -> int:
         if died.done():
             print(f"p2pd ended with status {died.result()}", file=sys.stderr)
             return DAEMON_DIED_STATUS
+        if hung.done():
+            print(f"p2pd has not answered for {DAEMON_HUNG_S:.0f} s", file=sys.stderr)
+            return DAEMON_DIED_STATUS
         return serving.result()
     finally:
         for task in tasks:
             task.cancel()
 
 
-async def _join_and_stay(worker: DhtWorker, parent: Parent) -> None:
-    await worker.join()
+async def _join_and_stay(worker: DhtWorker, start: StartMessage, parent: Parent) -> None:
+    await worker.membership.join(must_join=start.must_join)
     parent.send({"type": "ready", "addresses": await worker.addresses()})
-    await worker.stay_joined()
+    await worker.membership.stay_joined()
 
 
 async def _attach(daemon: P2pd, folder: Path) -> P2P:
@@ -334,12 +294,6 @@ async def _attach(daemon: P2pd, folder: Path) -> P2P:
         _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
 
     return await FolderP2P.replicate(Multiaddr(daemon.control))
-
-
-async def _say_hello(_stream: Any, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.closing(writer):
-        writer.write(encode_hello(clock.unix()))
-        await writer.drain()
 
 
 def _end_on_signal(serving: "asyncio.Future[int]") -> None:

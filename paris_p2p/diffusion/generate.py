@@ -7,7 +7,7 @@ Does not own: options, progress bars.
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from paris_p2p import clock
+from paris_p2p.diffusion.devices import pick_device
 from paris_p2p.diffusion.grid import grid
 from paris_p2p.diffusion.pipeline import ParisPipeline
-from paris_p2p.diffusion.training import pick_device
 from paris_p2p.errors import ConfigError, StoreError
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_PARAMETERS = 20_000_000
 MAX_STEM = 48
 """Characters of a prompt that go into a file's name."""
@@ -28,7 +29,11 @@ MAX_STEM = 48
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to generate: `count` images a prompt. `None`: the model's default (seed: a random one)."""
+    """What to generate: `count` images a prompt. `None`: the model's default (seed: a random one).
+
+    `threshold`, `temperature`: `sampling.Routing`. `dtype`: of `DTYPES`. `max_memory`: bytes of weights held
+    at once, `offload`: in main memory else (`ParisPipeline.from_pretrained`).
+    """
 
     prompts: tuple[str, ...]
     count: int = 1
@@ -36,8 +41,13 @@ class Request:
     steps: int | None = None
     guidance_scale: float | None = None
     top_k: int | None = None
+    threshold: float | None = None
+    temperature: float = 1.0
     scheduler: str | None = None
     device: str = "auto"
+    dtype: str = "fp32"
+    max_memory: int | None = None
+    offload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ def generate(
             f"{out} is one file, and several images are asked for: give a folder with --out, and --grid for "
             "one file with all of them"
         )
-    pipe = load(model, request.device, on_progress)
+    pipe = load(model, request, on_progress)
     started = clock.monotonic()
     images = pipe(
         list(request.prompts),
@@ -93,6 +103,8 @@ def generate(
         num_inference_steps=request.steps,
         guidance_scale=request.guidance_scale,
         top_k=request.top_k,
+        threshold=request.threshold,
+        temperature=request.temperature,
         seed=request.seed,
         scheduler=request.scheduler,
         on_step=lambda done, total: on_progress(Progress("sample", done, total)),
@@ -102,13 +114,18 @@ def generate(
     return Generated(paths, sheet, seconds, pipe.seed_used or 0, pipe.experts_used)
 
 
-def load(model: Path, device: str = "auto", on_progress: OnProgress = lambda _: None) -> ParisPipeline:
-    """The pipeline in folder `model`, on `device`, its experts not loaded yet. Raises `ConfigError`."""
-    wanted = pick_device(device)
+def load(model: Path, request: Request, on_progress: OnProgress = lambda _: None) -> ParisPipeline:
+    """The pipeline in folder `model` as `request` wants it, experts not loaded yet. Raises `ConfigError`."""
+    wanted = pick_device(request.device)
+    if request.dtype not in DTYPES:
+        raise ConfigError(f"there is no dtype {request.dtype!r}; there are: {', '.join(DTYPES)}")
     pipe = ParisPipeline.from_pretrained(
         model,
         on_part=lambda done, total, name: on_progress(Progress("load", done, total, name)),
         lazy_experts=True,
+        torch_dtype=DTYPES[request.dtype],
+        max_memory=request.max_memory,
+        offload=request.offload,
     )
     pipe.to(wanted)
     if torch.device(wanted).type == "cpu":
@@ -136,7 +153,8 @@ def parameters(pipe: ParisPipeline, request: Request, prompt: str, seed: int) ->
         "seed": seed,
         "steps": defaults["steps"] if request.steps is None else request.steps,
         "guidance": defaults["guidance_scale"] if request.guidance_scale is None else request.guidance_scale,
-        "top_k": defaults["top_k"] if request.top_k is None else request.top_k,
+        **asdict(pipe.routing(request.top_k, request.threshold, request.temperature)),
+        "dtype": request.dtype,
         "scheduler": request.scheduler or defaults["scheduler"],
         "run_id": pipe.config["run_id"],
         "experts": pipe.experts_used,

@@ -4,18 +4,23 @@ Owns: the table of model classes, tensor specs, seeded construction. Does not ow
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from paris_p2p.diffusion import expert, router
+from paris_p2p.diffusion import expert, published_expert, router
 from paris_p2p.diffusion.seeds import derived_seed
-from paris_p2p.errors import ConfigError
+from paris_p2p.errors import ConfigError, RemoteProtocolError
+from paris_p2p.store.model_folder import WEIGHTS_NAME
+from paris_p2p.store.weights import check_weights_file
 from paris_p2p.wire.manifest import Architecture, TensorSpec
 
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     expert.MODEL_CLASS: expert.build_expert,
+    published_expert.MODEL_CLASS: lambda config: published_expert.PublishedExpert(**config),
     router.MODEL_CLASS: lambda config: router.Router(**config),
 }
 
@@ -45,8 +50,16 @@ def describe(model_class: str, config: dict[str, Any]) -> Architecture:
     return Architecture(model_class, config, tensor_specs(module))
 
 
-def build(architecture: Architecture, seed: int, *stream: str | int) -> nn.Module:
-    """A fresh network whose initial weights depend on `seed` and the names in `stream` only.
+def construct(architecture: Architecture) -> nn.Module:
+    """A network of this architecture, with whatever weights the current random state gives. `ConfigError`."""
+    return _construct(architecture.model_class, architecture.config)
+
+
+def build(
+    architecture: Architecture, seed: int, *stream: str | int, initial: Path | None = None
+) -> nn.Module:
+    """A fresh network whose initial weights depend on `seed` and the names in `stream` only; with `initial`,
+    a folder with a weights file, they are that file's.
 
     A manifest comes from a stranger, so the config must give exactly the tensors the manifest lists before
     memory is spent on it. Raises `ConfigError`.
@@ -58,7 +71,19 @@ def build(architecture: Architecture, seed: int, *stream: str | int) -> nn.Modul
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, *stream))
-        return _construct(architecture.model_class, architecture.config)
+        network = _construct(architecture.model_class, architecture.config)
+    if initial is not None:
+        _load_initial(network, architecture, initial / WEIGHTS_NAME)
+    return network
+
+
+def _load_initial(network: nn.Module, architecture: Architecture, path: Path) -> None:
+    """The bytes were verified against the manifest's hash, so a misfit is the organiser's mistake."""
+    try:
+        check_weights_file(path, architecture.tensors)
+    except RemoteProtocolError as error:
+        raise ConfigError(f"the run's initial weights do not fit its recipe: {error}") from None
+    network.load_state_dict(load_file(path))
 
 
 def _construct(model_class: str, config: dict[str, Any]) -> nn.Module:

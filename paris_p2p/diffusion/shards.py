@@ -54,6 +54,10 @@ class Batch:
     uncond: Tensor
     cluster: Tensor
 
+    def rows(self, rows: Tensor) -> "Batch":
+        """Some of its images: (M,) indices below B."""
+        return Batch(self.latents[rows], self.text[rows], self.uncond, self.cluster[rows])
+
 
 def load_shard(folder: Path, recipe: Recipe, cluster: int) -> Shard:
     """The shard in `folder`, checked against the recipe. Raises `ConfigError` naming what does not fit.

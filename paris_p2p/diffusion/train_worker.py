@@ -4,8 +4,10 @@ Owns: the messages to and from the parent, when to report and when to write a ch
 training itself (`training`), the files' formats (`resume`). Reads local files only.
 
 First message down: {"type": "start", "manifest", "role", "variant", "device", "shards": [{"cluster", "train",
-"heldout"}], "resume", "resume_step" (optional: the step that the bundle's signed statement names), "out",
-"threads"}, then at any time {"type": "stop"}. Messages up: "ready", "step", "checkpoint", "finished",
+"heldout"}], "resume", "resume_step" and "resume_loss" (optional: the step and the held-out loss that the
+bundle's signed statement names), "out", "threads", "attempt" (optional: how often this role's loss was not
+finite here), "initial" (optional: for each variant the folder of the weights it starts from, or null)}, then
+at any time {"type": "stop"}. Messages up: "ready", "step", "checkpoint", "finished",
 "stopped", "error" (with a "kind"). A folder named in a "checkpoint" belongs to the parent from then on. Exit
 status: 0 finished or stopped, 1 after "error", 70 when the parent is gone.
 """
@@ -16,12 +18,17 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paris_p2p import clock
+from paris_p2p.diffusion.ranks import in_step
 from paris_p2p.errors import ConfigError, LocalProtocolError, ParisError
 from paris_p2p.ids import Role
 from paris_p2p.workers.child import ParentLink
+
+if TYPE_CHECKING:
+    from paris_p2p.diffusion.training import Trainer
+    from paris_p2p.wire.manifest import Recipe
 
 REPORT_INTERVAL_S = 0.25
 
@@ -40,17 +47,24 @@ class Link(Protocol):
 class Start:
     """The parent's first message. `shards`: (cluster, folder of the train shard, of the held-out one).
 
-    `resume_step`: the step the signed statement of `resume` names, if the parent says it."""
+    `resume_step`: the step the signed statement of `resume` names, if the parent says it. `variant`: None
+    to take the first one of the recipe that fits into the device's memory. `attempt`: 0, or how often
+    training from here came to a loss that was not finite, to take another path this time. `resume_loss`: the
+    held-out loss that the statement of `resume` names, if the parent says it. `initial`: for each variant of
+    the recipe the folder of the weights it starts from, if it names some."""
 
     manifest: Path
     role: Role
-    variant: int
+    variant: int | None
     device: str
     shards: tuple[tuple[int, Path, Path], ...]
     resume: Path | None
     out: Path
     threads: int
     resume_step: int | None = None
+    attempt: int = 0
+    resume_loss: float | None = None
+    initial: tuple[Path | None, ...] = ()
 
 
 def parse_start(message: dict[str, Any] | None) -> Start:
@@ -61,7 +75,7 @@ def parse_start(message: dict[str, Any] | None) -> Start:
         return Start(
             manifest=Path(message["manifest"]),
             role=Role(message["role"]),
-            variant=int(message["variant"]),
+            variant=_optional_int(message["variant"]),
             device=str(message["device"]),
             shards=tuple(
                 (int(s["cluster"]), Path(s["train"]), Path(s["heldout"])) for s in message["shards"]
@@ -69,33 +83,81 @@ def parse_start(message: dict[str, Any] | None) -> Start:
             resume=Path(message["resume"]) if message["resume"] is not None else None,
             out=Path(message["out"]),
             threads=int(message["threads"]),
-            resume_step=int(message["resume_step"]) if message.get("resume_step") is not None else None,
+            resume_step=_optional_int(message.get("resume_step")),
+            attempt=int(message.get("attempt", 0)),
+            resume_loss=_optional_float(message.get("resume_loss")),
+            initial=tuple(Path(folder) if folder else None for folder in message.get("initial", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LocalProtocolError(f"the start message is malformed: {error!r}") from None
+
+
+def _optional_int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _optional_float(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _shard_paths(shard: dict[str, Any]) -> tuple[int, Path, Path]:
     return int(shard["cluster"]), Path(shard["train"]), Path(shard["heldout"])
 
 
-def run(start: Start, link: Link) -> None:
-    """Train until finished or told to stop. Raises `ParisError`, or whatever torch raises."""
+def run(start: Start, link: Link, message: dict[str, Any] | None = None) -> None:
+    """Train until finished or told to stop. `message`: what `start` was parsed from, for further processes.
+
+    Raises `ParisError`, or whatever torch raises.
+    """
+    from paris_p2p.diffusion.devices import processes  # here, as in `make_trainer`
+    from paris_p2p.diffusion.ranks import further_ranks
+
+    with further_ranks(processes(start.device), message or {}):
+        trainer = make_trainer(start)
+        recipe = read_recipe(start.manifest)
+        Session(trainer, link, start.out, recipe.checkpoint_interval_steps).run()
+
+
+def read_recipe(path: Path) -> "Recipe":
+    """The recipe of the manifest in the file `path`."""
+    from paris_p2p.wire.manifest import check_manifest
+
+    return check_manifest(path.read_bytes()).manifest.recipe
+
+
+def make_trainer(start: Start) -> "Trainer":
+    """The trainer that `start` describes, where its resume bundle stopped. Raises `ParisError`."""
     import torch  # here, so that a parent that is gone is noticed before the seconds this takes
 
     from paris_p2p.diffusion.resume import load_resume
     from paris_p2p.diffusion.shards import Examples, load_shard
-    from paris_p2p.diffusion.training import Trainer
-    from paris_p2p.wire.manifest import check_manifest
+    from paris_p2p.diffusion.training import Trainer, fitting_variant
 
     torch.set_num_threads(max(1, start.threads))
-    recipe = check_manifest(start.manifest.read_bytes()).manifest.recipe
+    recipe = read_recipe(start.manifest)
+    variant = fitting_variant(recipe, start.role, start.device) if start.variant is None else start.variant
     train = Examples([load_shard(folder, recipe, cluster) for cluster, folder, _ in start.shards])
     heldout = Examples([load_shard(folder, recipe, cluster) for cluster, _, folder in start.shards])
-    trainer = Trainer(recipe, start.role, start.variant, train, heldout, start.device)
+    initial = start.initial[variant] if start.initial and start.resume is None else None
+    trainer = Trainer(recipe, start.role, variant, train, heldout, start.device, initial)
     if start.resume is not None:
         load_resume(trainer, start.resume, start.resume_step)
-    Session(trainer, link, start.out, recipe.checkpoint_interval_steps).run()
+        if start.resume_loss is not None:
+            check_resumed(trainer, start.resume_loss)
+    if start.attempt:
+        trainer.take_another_path(start.attempt)
+    return trainer
+
+
+def check_resumed(trainer: "Trainer", stated_loss: float) -> None:
+    """Refuse a bundle whose average weights are worse than its signed statement says: well formed is not yet
+    well trained. Raises `TrainingError` of kind `bad_resume`."""
+    from paris_p2p.core.accept import loss_refusal
+    from paris_p2p.diffusion.training import TrainingError
+
+    reason = loss_refusal(stated_loss, trainer.heldout_loss())
+    if reason is not None:
+        raise TrainingError("bad_resume", f"the bundle's weights are not what was announced: {reason}")
 
 
 class Session:
@@ -113,17 +175,27 @@ class Session:
         trainer = self.trainer
         total = trainer.plan.training.steps
         self.link.send(
-            {"type": "ready", "step": trainer.step, "total_steps": total, "device": str(trainer.device.type)}
+            {
+                "type": "ready",
+                "step": trainer.step,
+                "total_steps": total,
+                "variant": trainer.plan.variant,
+                "device": str(trainer.device.type),
+                "precision": trainer.precision,
+                "micro_batch": trainer.memory_plan.micro_batch,
+                "checkpointing": trainer.memory_plan.checkpointing,
+            }
         )
         self.reported_at = clock.monotonic()
         while not trainer.finished:
-            if self._told_to_stop():
+            if not in_step(trainer, not self._told_to_stop()):
                 return self._stop()
             self.losses.append(trainer.train_step())
             if clock.monotonic() - self.reported_at >= REPORT_INTERVAL_S or trainer.finished:
                 self._report()
             if trainer.step % self.interval == 0 or trainer.finished:
                 self._checkpoint()
+        in_step(trainer, False)
         self.link.send({"type": "finished", "step": trainer.step})
 
     def _told_to_stop(self) -> bool:
@@ -188,17 +260,17 @@ def error_kind(error: BaseException) -> str:
         return kind
     if isinstance(error, ConfigError):
         return "config"
-    text = str(error).lower()
-    refused = "out of memory" in text or "can't allocate memory" in text  # a device's, the CPU's allocator
-    oom = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and refused)
-    return "oom" if oom else "crash"
+    from paris_p2p.diffusion.training import out_of_memory
+
+    return "oom" if out_of_memory(error) else "crash"
 
 
 def main() -> int:
     """The process's whole life. Returns its exit status."""
     link = ParentLink.from_environment()
     try:
-        run(parse_start(link.receive()), link)
+        message = link.receive()
+        run(parse_start(message), link, message)
     except Exception as error:  # noqa: BLE001 - reported to the parent, whatever it was
         traceback.print_exc()
         link.send({"type": "error", "kind": error_kind(error), "message": str(error)[:2000]})

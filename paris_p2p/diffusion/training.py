@@ -1,35 +1,44 @@
 """Training one role, alone: the step, the average of the weights, the held-out loss.
 
-Owns: optimizer, learning rate, EMA, losses, devices. Does not own: messages (`train_worker`), files
-(`resume`), formulas (`objectives`). Knows no network and no other role.
+Owns: optimizer, learning rate, EMA, losses, micro-batches. Does not own: messages (`train_worker`), files
+(`resume`), formulas (`objectives`), devices (`devices`), memory (`memory`). Knows no network and no other
+role.
+
+On several devices of one machine every process draws the whole batch's chance, computes its own rows, and
+adds its gradients to the others': the step is the same whatever their number, up to rounding.
 
 The same seed, machine and thread count give the same bits, and a resumed run the bits of an unbroken one: all
 chance comes from one CPU generator that is part of the resume bundle, and the data order from the step.
 """
 
+import logging
 import math
-import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paris_p2p.diffusion import networks, objectives
+from paris_p2p.diffusion import memory, networks, objectives
+from paris_p2p.diffusion.devices import accelerator_for, pick_device
 from paris_p2p.diffusion.expert import predict
 from paris_p2p.diffusion.seeds import stream
 from paris_p2p.diffusion.shards import Batch, Examples, batch_indices
 from paris_p2p.errors import ConfigError, WorkerError
 from paris_p2p.ids import ROUTER, Role
-from paris_p2p.wire.manifest import Recipe, Training
+from paris_p2p.wire.manifest import Architecture, Recipe, Training
 
 HELDOUT_SAMPLES = 256
 """(image, t, eps) triples a held-out loss averages over: a percent or so of noise, at little cost."""
 MICRO_BATCH = 64
-_CUDA_INDEX = re.compile(r"cuda:(0|[1-9][0-9]{0,2})")
+COMPILE_FROM_STEPS = 2000
+"""On a GPU `torch.compile` costs a minute or two, and earns a tenth or more of every step after that."""
+__all__ = ["Plan", "Trainer", "TrainingError", "drop_captions", "learning_rate", "pick_device", "plan"]
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(WorkerError):
@@ -61,29 +70,6 @@ def plan(recipe: Recipe, role: Role, variant: int) -> Plan:
     return Plan(role, variant, chosen.objective, True, chosen.training)
 
 
-def pick_device(wanted: str) -> str:
-    """`cuda`, `mps` or `cpu` for `auto`; one of these or `cuda:N` for itself.
-
-    Raises `ConfigError` when it is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, there in available.items() if there)
-    if numbered := _CUDA_INDEX.fullmatch(wanted):
-        available[wanted] = int(numbered[1]) < torch.cuda.device_count()
-    if not available.get(wanted, False):
-        raise ConfigError(f"device {wanted!r} is not available here; use auto or cpu")
-    return wanted
-
-
-def _accelerator(device: str, precision: str) -> Accelerator:
-    """The accelerator for what `pick_device` makes of `device`."""
-    picked = pick_device(device)
-    if picked.startswith("cuda:"):
-        torch.cuda.set_device(picked)  # Accelerate takes the current one
-    return Accelerator(cpu=picked == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
-
-
 def learning_rate(training: Training, step: int) -> float:
     """The rate of step `step` (0-based): linear warm-up, then constant or a half cosine that ends at zero."""
     if step < training.warmup_steps:
@@ -105,24 +91,46 @@ class Trainer:
         train: Examples,
         heldout: Examples,
         device: str = "auto",
+        initial: Path | None = None,
     ) -> None:
+        """`initial`: the folder of the weights to start from, where the recipe names some."""
         self.plan = plan(recipe, role, variant)
         self.train_data, self.heldout_data = train, heldout
         self.step = 0
+        self._recipe = recipe
         training = self.plan.training
-        self.accelerator = _accelerator(device, training.precision)
+        self.accelerator = accelerator_for(device, training.precision)
         architecture = recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
-        model = networks.build(architecture, training.seed, role, "weights").to(self.accelerator.device)
+        self.model = networks.build(architecture, training.seed, role, "weights", initial=initial)
+        self.model.to(self.accelerator.device)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self.model.parameters(),
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
-        self.model: nn.Module
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.ema = EMAModel(self.model.parameters(), decay=training.ema_decay, foreach=True)
         self.generator = stream(training.seed, role, "noise")
+        self._use(self._memory_plan(architecture))
+        if self.device.type == "cuda" and training.steps >= COMPILE_FROM_STEPS:
+            self.model.compile()
+
+    def _memory_plan(self, architecture: Architecture) -> memory.StepPlan:
+        """What fits into the device's free memory now."""
+        need = step_memory(architecture, self.plan, self._recipe, self.precision)
+        rows = math.ceil(self.plan.training.batch_size / self.accelerator.num_processes)
+        return memory.choose(need, rows, memory.free_bytes(self.device))
+
+    def _use(self, plan: memory.StepPlan) -> None:
+        self.memory_plan = plan
+        if plan.checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]  # ModelMixin's, untyped
+
+    @property
+    def precision(self) -> str:
+        """What the device computes in: `fp32` or `bf16` (autocast)."""
+        return "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +144,11 @@ class Trainer:
         return self.step >= self.plan.training.steps
 
     def train_step(self) -> Tensor:
-        """One optimizer step. Returns its loss, still on the device: reading it would wait for it."""
+        """One optimizer step. Returns its loss, still on the device: reading it would wait for it.
+
+        When memory runs out the step is computed again in smaller parts; chance is drawn before, so the
+        result is the same up to rounding. Raises `TrainingError` of kind `oom` when nothing can shrink.
+        """
         training = self.plan.training
         indices = batch_indices(
             training.seed, self.plan.role, len(self.train_data), self.step, training.batch_size
@@ -147,14 +159,79 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.model.train()
-        loss = self.losses(batch, t, eps).mean()
-        self.accelerator.backward(loss)
+        loss = self._gradients(batch, t, eps)
         self.accelerator.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.model.parameters())
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _gradients(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
+        """Leave the whole batch's gradients in the parameters; its loss."""
+        mine = torch.arange(self.accelerator.process_index, len(t), self.accelerator.num_processes)
+        while True:
+            try:
+                loss = self._accumulate(batch, t, eps, mine)
+                fits = True
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                fits, loss = False, torch.zeros((), device=self.device)
+            if self._everywhere(fits):
+                return self._summed(loss)
+            self._shrink()
+
+    def _accumulate(self, batch: Batch, t: Tensor, eps: Tensor, mine: Tensor) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for rows in torch.split(mine, self.memory_plan.micro_batch):
+            part = self.losses(batch.rows(rows), t[rows], eps[rows]).sum() / len(t)
+            self.accelerator.backward(part)
+            total += part.detach()
+        return total
+
+    def _everywhere(self, fits: bool) -> bool:
+        """Whether every process of this machine's could do its part."""
+        if self.accelerator.num_processes == 1:
+            return fits
+        count = self.accelerator.reduce(torch.tensor(float(fits), device=self.device), "sum")
+        return bool(float(count) == self.accelerator.num_processes)
+
+    def _summed(self, loss: Tensor) -> Tensor:
+        """The loss and, in place, the gradients, added up over this machine's processes."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        for parameter in self.model.parameters():
+            if parameter.grad is None:  # a process may have no row of a small batch
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "sum"))
+        total: Tensor = self.accelerator.reduce(loss, "sum")
+        return total
+
+    def _shrink(self) -> None:
+        """After running out of memory: free what the step left, and take the next smaller plan."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = memory.smaller(self.memory_plan)
+        if plan is None:
+            raise TrainingError(
+                "oom",
+                "one image at a time, with gradient checkpointing, does not fit into the memory of "
+                f"{self.device}: use a device with more, or free what other programs hold of it",
+            )
+        log.warning(
+            "out of memory at step %d: going on with micro-batches of %d%s",
+            self.step,
+            plan.micro_batch,
+            " and gradient checkpointing" if plan.checkpointing else "",
+        )
+        self._use(plan)
+
+    def take_another_path(self, attempt: int) -> None:
+        """Draw the noise from here on from another stream (`attempt` >= 1): the way out of a loss that
+        was not finite, since the same chance would lead there again."""
+        self.generator = stream(self.plan.training.seed, self.plan.role, "noise", self.step, attempt)
 
     def losses(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
         """The loss of every example, (B,): mean squared error of the objective's target, or cross-entropy."""
@@ -188,7 +265,9 @@ class Trainer:
         self.ema.copy_to(self.model.parameters())
         self.model.eval()
         total = 0.0
-        for rows in torch.split(torch.arange(HELDOUT_SAMPLES), MICRO_BATCH):
+        for rows in torch.split(
+            torch.arange(HELDOUT_SAMPLES), min(MICRO_BATCH, self.memory_plan.micro_batch)
+        ):
             batch = self.heldout_data.gather(indices[rows])
             eps = torch.randn(batch.latents.shape, generator=generator)
             total += float(self.losses(batch, t[rows], eps).sum())
@@ -196,8 +275,46 @@ class Trainer:
         return total / HELDOUT_SAMPLES
 
 
+def step_memory(architecture: Architecture, plan: Plan, recipe: Recipe, precision: str) -> memory.StepMemory:
+    """What one step of `plan` takes, counted on the meta device."""
+    latents, captions = recipe.latents, recipe.captions
+
+    def forward(network: nn.Module) -> Tensor:
+        x = torch.empty(1, latents.channels, latents.size, latents.size)
+        t, text = torch.empty(1), torch.empty(1, captions.tokens, captions.width)
+        if plan.objective == "routing":
+            logits: Tensor = network(x, t, text if plan.reads_text else None)
+            return logits
+        return predict(network, x, t, text)
+
+    return memory.measure(lambda: networks.construct(architecture), forward, bf16=precision == "bf16")
+
+
+def fitting_variant(recipe: Recipe, role: Role, device: str) -> int:
+    """The first variant that `device` has the memory to train; the smallest one when none fits."""
+    if role == ROUTER or len(recipe.experts) == 1:
+        return 0
+    free = memory.free_bytes(torch.device(pick_device(device)))
+    needs = []
+    for number, variant in enumerate(recipe.experts):
+        need = step_memory(variant.architecture, plan(recipe, role, number), recipe, "fp32")
+        # weights and their average are not allocated yet; one image at a time is the least there is
+        least = need.fixed * 5 // 3 + need.per_image_checkpointed
+        if least <= free * memory.SHARE:
+            return number
+        needs.append((least, number))
+    return min(needs)[1]
+
+
 def drop_captions(batch: Batch, share: float, generator: torch.Generator) -> Batch:
     """`batch` with a random `share` of its captions replaced by the encoding of the empty one."""
     dropped = torch.rand(len(batch.latents), generator=generator) < share  # (B,)
     text = torch.where(dropped[:, None, None], batch.uncond, batch.text)  # (B, T, W)
     return Batch(batch.latents, text, batch.uncond, batch.cluster)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: a device's, the CPU allocator's or Python's."""
+    text = str(error).lower()
+    refused = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and refused)

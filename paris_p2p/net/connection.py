@@ -12,21 +12,29 @@ from typing import Protocol
 
 import trio
 
-from paris_p2p.core.pipeline import Pipeline
+from paris_p2p.core.rate import RateMeter
 from paris_p2p.core.session import Event as SessionEvent
-from paris_p2p.core.session import KeepAliveDue, MetadataTimedOut, Session, State
+from paris_p2p.core.session import KeepAliveDue, Limits, MetadataTimedOut, Session, State
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
-from paris_p2p.ids import NodeId
-from paris_p2p.net.transport import WRITE_BYTES, ByteStream
+from paris_p2p.ids import NodeId, PieceIndex
+from paris_p2p.net.transport import WRITE_BYTES, ByteStream, DirectStream
 from paris_p2p.wire import messages as m
+from paris_p2p.wire.bep52 import Buffer
 from paris_p2p.wire.identity import peer_id_text
 
 _log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 20
-SERVE_BYTES = 512 * 1024  # read from disk at once
-MAX_UNSENT_BYTES = 1 << 20  # of blocks; then serving waits for the writing task
-MAX_BACKLOG_BYTES = 4 << 20  # of everything; served blocks stay below: one batch above MAX_UNSENT_BYTES
+MIN_BATCH_BYTES = 128 * 1024  # of blocks read from disk and queued; what is queued cannot be cancelled
+MAX_BATCH_BYTES = 2 << 20  # the same for a peer that takes it at once
+MAX_WRITE_BYTES = 1 << 20  # to a direct stream; to others `WRITE_BYTES`
+FAST_S = 0.004  # for 64 KiB: a peer that takes them faster gets larger batches
+SLOW_S = 0.012  # one that takes them slower gets smaller ones
+MAX_BACKLOG_BYTES = 8 << 20  # of everything; served blocks stay below: two batches and a block
+DIRECT_LIMITS = Limits()
+MUXED_LIMITS = Limits(max_block=1 << 18)  # on a slow path a larger one would hold up what follows it
+BLOCK_STEPS = ((40e6, 1 << 20), (8e6, 1 << 18))
+"""(bytes per second, bytes of a block): at these rates a larger block does not hold up what follows it."""
 FEED_BYTES = 64 * 1024  # decoded at once: what a flood of messages without meaning can hold us up for
 EVENTS_AT_ONCE = 64  # then other tasks have their turn
 MAX_TEXT_CHARS = 200  # of what a stranger says, in our logs and messages
@@ -45,11 +53,16 @@ class Owner(Protocol):
     def idle(self, connection: "Connection") -> None:
         """All events of one read were handled."""
 
-    def has_piece(self, piece: int) -> bool: ...
+    def serves(self, connection: "Connection", piece: PieceIndex) -> bool:
+        """Whether a request for this piece will be answered with a block."""
+
+    async def may_upload(self, connection: "Connection") -> None:
+        """Waits until the upload limits let something pass."""
 
     async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]: ...
 
-    def count_up(self, count: int) -> None: ...
+    def uploaded(self, connection: "Connection", piece: PieceIndex, count: int) -> None:
+        """`count` bytes of `piece` are on their way to the peer."""
 
 
 class Connection:
@@ -60,6 +73,9 @@ class Connection:
     ) -> None:
         now = trio.current_time()
         assert session.peer is not None
+        self.max_block = min(session.limits.max_block, session.peer.max_block)
+        self.direct = isinstance(stream, DirectStream)
+        self.received = RateMeter(now)  # everything
         self.owner = owner
         self.node_id = node_id
         self.session = session
@@ -70,14 +86,16 @@ class Connection:
         self.snubbed_since: float | None = None  # a request of ours timed out, and no block came since
         self.rejections = 0
         self.bitfield_sent = False
-        self.pipeline = Pipeline(min(m.BLOCK_BYTES, session.peer.max_block), now)
         self.known_peers: set[NodeId] = set()  # told to this peer by peer exchange
         self.failure: ParisError | None = None
         self.farewell = m.BYE_LEAVING
         self.ended_by_peer: m.Bye | None = None
         self._stream = stream
-        self._unsent: deque[bytes | memoryview] = deque()
+        self._control: deque[bytes] = deque()
+        self._blocks: deque[tuple[bytes, Buffer]] = deque()  # (header, data); after all of `_control`
+        self._begun: deque[Buffer] = deque()  # the rest of what is sent in part: before everything
         self._unsent_bytes = 0
+        self._batch = MIN_BATCH_BYTES
         self._writable = trio.Event()
         self._drained = trio.Event()
         self._uploads: deque[m.Request] = deque()
@@ -88,18 +106,31 @@ class Connection:
         return f"Connection({peer_id_text(self.node_id)})"
 
     @property
+    def block_bytes(self) -> int:
+        """How much to ask this peer for in one request, by how fast it delivers."""
+        if not self.direct:
+            return min(m.BLOCK_BYTES, self.max_block)
+        rate = self.received.rate(trio.current_time())
+        step = next((size for least, size in BLOCK_STEPS if rate >= least), m.BLOCK_BYTES)
+        return min(step, self.max_block)
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Where the peer says it can be dialled."""
         return () if self.session.peer is None else self.session.peer.addresses
 
     def send(self, data: bytes) -> None:
-        """Queues `data`; the writing task takes it from there. A peer that does not read is left."""
+        """Queues control messages, before all blocks; the writing task takes it from there. A peer that
+        does not read is left."""
         if data:
-            self._unsent.append(data)
-            self._unsent_bytes += len(data)
-            self._writable.set()
-            if self._unsent_bytes > MAX_BACKLOG_BYTES:
-                self.end(m.BYE_SILENT, TransportError("the peer asks and does not read the answers"))
+            self._control.append(data)
+            self._queued(len(data))
+
+    def _queued(self, count: int) -> None:
+        self._unsent_bytes += count
+        self._writable.set()
+        if self._unsent_bytes > MAX_BACKLOG_BYTES:
+            self.end(m.BYE_SILENT, TransportError("the peer asks and does not read the answers"))
 
     def end(self, code: int, failure: ParisError | None = None) -> None:
         """Ends the session from our side, once: `code` is what the peer is told."""
@@ -166,27 +197,42 @@ class Connection:
         with trio.move_on_after(FAREWELL_S):
             try:
                 if self.ended_by_peer is None and not isinstance(self.failure, TransportError):
-                    self.send(self.session.bye(self.farewell, text))
-                    await self._stream.send_all(self._take_unsent(self._unsent_bytes))
+                    rest = b"".join([*self._begun, *self._control])
+                    await self._stream.send_all(rest + self.session.bye(self.farewell, text))
             except TransportError as error:
                 _log.debug("saying goodbye to %s: %s", peer_id_text(self.node_id), error)
         await self._stream.aclose()
 
     async def _read(self) -> None:
         self.owner.opened(self)
-        data = b""  # the peer's first messages came with its hello
-        while True:
-            for start in range(0, max(len(data), 1), FEED_BYTES):
-                self.session.feed(data[start : start + FEED_BYTES], trio.current_time())
-                await self._handle_events()
-                if self.session.state is State.CLOSED:
-                    self._scope.cancel()
-                    return
+        await self._handle_events()  # the peer's first messages came with its hello
+        while self.session.state is not State.CLOSED:
             if self.usable:
                 self.owner.idle(self)
-            data = await self._stream.receive_some(READ_BYTES)
-            if not data:
-                raise TransportError("the peer closed the stream")
+            if isinstance(self._stream, DirectStream):
+                await self._read_in_place(self._stream)
+            else:
+                await self._read_some()
+        self._scope.cancel()
+
+    async def _read_in_place(self, stream: DirectStream) -> None:
+        count = await stream.receive_into(self.session.buffer())
+        if not count:
+            raise TransportError("the peer closed the stream")
+        now = trio.current_time()
+        self.received.add(count, now)
+        self.session.filled(count, now)
+        await self._handle_events()
+
+    async def _read_some(self) -> None:
+        data = await self._stream.receive_some(READ_BYTES)
+        if not data:
+            raise TransportError("the peer closed the stream")
+        self.received.add(len(data), trio.current_time())
+        for start in range(0, len(data), FEED_BYTES):
+            self.session.feed(data[start : start + FEED_BYTES], trio.current_time())
+            await self._handle_events()
+            await trio.lowlevel.checkpoint()
 
     async def _handle_events(self) -> None:
         handled = 0
@@ -195,7 +241,6 @@ class Connection:
             handled += 1
             if handled % EVENTS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
 
     def _handle(self, event: SessionEvent) -> None:
         match event:
@@ -213,7 +258,7 @@ class Connection:
                 self.owner.handle(self, event)
 
     def _on_request(self, request: m.Request) -> None:
-        if self.session.am_choking or not self.owner.has_piece(request.piece):
+        if self.session.am_choking or not self.owner.serves(self, request.piece):
             self._reject(request)
             return
         self._uploads.append(request)
@@ -225,51 +270,83 @@ class Connection:
             self._uploads.remove(request)
             self._reject(request)
 
-    def _take_unsent(self, limit: int) -> bytes:
+    def _take_unsent(self, limit: int) -> list[Buffer]:
         """At most `limit` bytes of what is queued, exactly that many when there are."""
-        parts: list[bytes | memoryview] = []
+        parts: list[Buffer] = []
         room = limit
-        while self._unsent and room:
-            part = self._unsent.popleft()
+        while room and (part := self._next_part()) is not None:
             if len(part) > room:
                 view = memoryview(part)
-                self._unsent.appendleft(view[room:])
+                self._begun.appendleft(view[room:])
                 part = view[:room]
             parts.append(part)
             room -= len(part)
         self._unsent_bytes -= limit - room
-        return b"".join(parts)
+        return parts
+
+    def _next_part(self) -> Buffer | None:
+        if self._begun:
+            return self._begun.popleft()
+        if self._control:
+            return self._control.popleft()
+        if self._blocks:
+            header, data = self._blocks.popleft()
+            self._begun.append(data)
+            return header
+        return None
 
     async def _write(self) -> None:
         while True:
             await self._writable.wait()
             self._writable = trio.Event()
-            while self._unsent:
-                data = self._take_unsent(WRITE_BYTES)
+            while parts := self._take_unsent(self._write_bytes):
                 self._drained.set()
-                try:
-                    await self._stream.send_all(data)
-                except trio.Cancelled:
-                    # Nothing of it was sent: our goodbye must follow it, not stand in the middle of a frame.
-                    self._unsent.appendleft(data)
-                    self._unsent_bytes += len(data)
-                    raise
+                await self._write_parts(parts)
+
+    @property
+    def _write_bytes(self) -> int:
+        return min(self._batch // 2, MAX_WRITE_BYTES) if self.direct else WRITE_BYTES
+
+    async def _write_parts(self, parts: list[Buffer]) -> None:
+        begun, count = trio.current_time(), sum(map(len, parts))
+        try:
+            if isinstance(self._stream, DirectStream):
+                await self._stream.send_parts(parts)
+            else:
+                await self._stream.send_all(b"".join(parts))
+        except trio.Cancelled:
+            # Nothing of it was sent: our goodbye must follow it, not stand in the middle of a frame.
+            self._begun.extendleft(reversed(parts))
+            self._unsent_bytes += count
+            raise
+        self._adapt((trio.current_time() - begun) * MIN_BATCH_BYTES / 2 / max(count, MIN_BATCH_BYTES // 2))
+
+    def _adapt(self, seconds: float) -> None:
+        """`seconds`: what the peer took for 64 KiB."""
+        if seconds < FAST_S:
+            self._batch = min(self._batch * 2, MAX_BATCH_BYTES)
+        elif seconds > SLOW_S:
+            self._batch = max(self._batch // 2, MIN_BATCH_BYTES)
 
     async def _serve(self) -> None:
         while True:
             await self._requested.wait()
             self._requested = trio.Event()
-            while batch := self._next_batch():
+            while self._uploads:
+                await self.owner.may_upload(self)
+                batch = self._next_batch()
+                if not batch:  # choked or cancelled meanwhile
+                    break
                 blocks = await self.owner.read_blocks(batch)
                 self._answer(batch, blocks)
-                while self._unsent_bytes > MAX_UNSENT_BYTES:
+                while self._unsent_bytes > self._batch:
                     self._drained = trio.Event()
                     await self._drained.wait()
 
     def _next_batch(self) -> list[m.Request]:
         batch: list[m.Request] = []
         total = 0
-        while self._uploads and total < SERVE_BYTES:
+        while self._uploads and total < self._batch:
             batch.append(self._uploads.popleft())
             total += batch[-1].length
         return batch
@@ -277,9 +354,10 @@ class Connection:
     def _answer(self, batch: Sequence[m.Request], blocks: Sequence[bytes]) -> None:
         now = trio.current_time()
         for request, data in zip(batch, blocks, strict=True):
-            self.send(self.session.answer(request.piece, request.offset, request.length, now))
-            self.send(data)
-            self.owner.count_up(len(data))
+            header = self.session.answer(request.piece, request.offset, request.length, now)
+            self._blocks.append((header, data))
+            self._queued(len(header) + len(data))
+            self.owner.uploaded(self, request.piece, len(data))
 
     async def _tick(self) -> None:
         while True:
@@ -291,6 +369,11 @@ class Connection:
                     self._handle(event)
             if events and self.usable:
                 self.owner.idle(self)
+
+
+def limits_for(stream: ByteStream) -> Limits:
+    """What a session over `stream` offers."""
+    return DIRECT_LIMITS if isinstance(stream, DirectStream) else MUXED_LIMITS
 
 
 def farewell_text(bye: m.Bye) -> str:

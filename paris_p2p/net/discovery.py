@@ -21,7 +21,6 @@ FIND_S = 20.0
 FIRST_INTERVAL_S = 2.0
 MAX_INTERVAL_S = 30.0
 ENOUGH_SOURCES = 4
-MAX_PEERS = 40
 MAX_DIALS = 8
 
 FindPeers = Callable[[InfoHash], Awaitable[Sequence[Peer]]]
@@ -79,7 +78,10 @@ class Discovery:
                     await self._download.sources_changed.wait()
 
     def _due(self) -> list[Peer]:
-        room = min(MAX_DIALS - len(self._dialling), MAX_PEERS - len(self._item.connections))
+        room = min(
+            MAX_DIALS - len(self._dialling),
+            self._item.shared.limits.max_peers - len(self._item.connections),
+        )
         excluded = set(self._item.connections) | {peer.node_id for peer in self._dialling}
         now = trio.current_time()
         bans = self._item.shared.bans

@@ -7,14 +7,15 @@ writes in worker threads. Does not own: finding and dialling peers (`net.discove
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from paris_p2p.core.picker import Picker, read_bitfield
+from paris_p2p.core.picker import read_bitfield
+from paris_p2p.core.scheduler import Scheduler
 from paris_p2p.core.session import Event as SessionEvent
 from paris_p2p.core.session import RequestTimedOut, WastedBlock
 from paris_p2p.errors import RemoteProtocolError, TransportError
@@ -25,7 +26,7 @@ from paris_p2p.net.sources import Sources
 from paris_p2p.net.transport import Peer
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Layout
+from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Buffer, Layout
 
 if TYPE_CHECKING:
     from paris_p2p.net.item import Item
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_UNVERIFIED_BYTES = 32 << 20
-MAX_REJECTIONS = 32
-REFILL = 0.7  # of the window; above that nothing more is asked for yet
+MAX_REJECTIONS = 256  # a seeder among many leechers takes back what it showed us and gave to another
+PACE_S = 0.1
 MAX_EARLY_HAVES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`pieces` and `bytes_total` count the whole item; `peers`: connected now."""
+    """`pieces` and `bytes_total` count the whole item, 0 before its info is known; `peers`: connected now."""
 
     pieces_done: int
     pieces: int
@@ -53,12 +54,14 @@ class Progress:
 class Download:
     """`item` serves what is already here; `partial` is the same item's write side."""
 
-    def __init__(self, item: "Item", partial: PartialItem, rng: random.Random) -> None:
+    def __init__(self, item: "Item", partial: PartialItem, rng: random.Random, *, priority: int = 0) -> None:
+        self.priority = priority
         self._item = item
         self._partial = partial
         self._rng = rng
         self._layout: Layout | None = None
-        self._picker: Picker[Connection] | None = None
+        self._scheduler: Scheduler[Connection] | None = None
+        self._held_back = False  # a fetch that matters more is getting on
         self._metadata = MetadataFetch()
         self._storing = False  # metadata is being checked and stored
         self._early: dict[Connection, tuple[bytes, list[PieceIndex]]] = {}  # before the layout is known
@@ -74,15 +77,20 @@ class Download:
 
     def progress(self) -> Progress:
         pieces = 0 if self._layout is None else self._layout.pieces
-        done = 0 if self._picker is None else self._picker.done
+        done = 0 if self._scheduler is None else self._scheduler.picker.done
         return Progress(
             done,
             pieces,
             self._bytes_done,
-            self._item.ref.length,
+            0 if self._layout is None else self._layout.length,
             len(self._item.connections),
             self._wasted,
         )
+
+    @property
+    def ready(self) -> bool:
+        """Whether all metadata is here, so that it is known which pieces are."""
+        return self._scheduler is not None
 
     def has_layer(self, file: int) -> bool:
         layout = self._partial.layout
@@ -97,9 +105,17 @@ class Download:
         self._after_metadata()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._verify_loop)
+            nursery.start_soon(self._pace)
             await self._complete.wait()
             nursery.cancel_scope.cancel()
         return await self._item.shared.blocking(self._partial.finish)
+
+    async def _pace(self) -> None:
+        """With a download limit nothing may be under way, so that no event would ask for more."""
+        while True:
+            await trio.sleep(PACE_S)
+            if not self._item.shared.down_limit.unlimited:
+                self.fill_all()
 
     async def _verify_loop(self) -> None:
         """Hashes and writes, one thing after the other, in worker threads."""
@@ -119,16 +135,25 @@ class Download:
     def opened(self, connection: Connection) -> None:
         self.sources.add([Peer(connection.node_id, connection.addresses)])
         self.sources.connected(connection.node_id)
+        self._add_peer(connection)
         self._next_metadata()
+
+    def _add_peer(self, connection: Connection) -> None:
+        if self._scheduler is not None:
+            self._scheduler.add_peer(
+                connection, connection.block_bytes, trio.current_time(), max_block=connection.max_block
+            )
 
     def closed(self, connection: Connection) -> None:
         self._metadata.forget(connection)
         self._early.pop(connection, None)
-        self._wasted += sum(connection.pipeline.drop(piece) for piece in connection.pipeline.active)
-        if self._picker is not None:
-            self._picker.remove_peer(connection)
+        if self._scheduler is not None:
+            liar = isinstance(connection.failure, RemoteProtocolError)
+            self._wasted += self._scheduler.remove_peer(connection, distrust=liar)
+        self._item.shared.forget(connection.node_id)
         bye = connection.ended_by_peer
-        if connection.failure is not None or bye is not None:
+        replaced = connection.node_id in self._item.connections  # by a newer session, or a faster one
+        if not replaced and (connection.failure is not None or bye is not None):
             reason = str(connection.failure) if bye is None else f"it said goodbye ({farewell_text(bye)})"
             self.sources.failed(connection.node_id, reason, trio.current_time())
         self.sources_changed.set()
@@ -143,8 +168,6 @@ class Download:
                 self._on_have(connection, event.piece)
             case m.Bitfield():
                 self._on_bitfield(connection, event.bits)
-            case m.Choke():
-                self._on_choke(connection)
             case m.Reject():
                 self._on_reject(connection, event)
             case RequestTimedOut():
@@ -158,7 +181,7 @@ class Download:
             case m.Peers():
                 self._on_peers(event)
             case _:
-                pass  # Unchoke and the like: `fill` follows every event anyway
+                pass  # Choke, Unchoke and the like: `fill` follows every event, rejects follow a choke
 
     def _on_peers(self, event: m.Peers) -> None:
         peers = [Peer(NodeId(entry.node_id), entry.addresses) for entry in event.added]
@@ -169,7 +192,7 @@ class Download:
 
     def _next_metadata(self) -> None:
         usable = [c for c in self._item.connections.values() if self._metadata.usable(c)]
-        if self._picker is not None or self._metadata.busy or self._storing or not usable:
+        if self._scheduler is not None or self._metadata.busy or self._storing or not usable:
             return
         layout = self._partial.layout
         if layout is None:
@@ -215,10 +238,11 @@ class Download:
             return
         self._layout = layout
         have = read_bitfield(self._partial.bitfield(), layout.pieces)
-        self._picker = Picker(layout.pieces, have, self._rng)
+        self._scheduler = Scheduler(layout.pieces, lambda piece: layout.piece_span(piece)[2], have, self._rng)
         self._bytes_done = sum(layout.piece_span(piece)[2] for piece in have)
         self.last_progress = trio.current_time()
         for connection in list(self._item.connections.values()):
+            self._add_peer(connection)
             self._item.send_bitfield(connection)
         early, self._early = self._early, {}
         for connection, (bits, haves) in early.items():
@@ -238,16 +262,16 @@ class Download:
     # -- what peers have -------------------------------------------------------------------------
 
     def _on_bitfield(self, connection: Connection, bits: bytes) -> None:
-        if self._picker is None or self._layout is None:
+        if self._scheduler is None or self._layout is None:
             self._early[connection] = (bits, [])
             self._metadata.may_have(connection)
             self._next_metadata()
             return
-        self._picker.set_peer(connection, read_bitfield(bits, self._layout.pieces))
+        self._scheduler.picker.set_peer(connection, read_bitfield(bits, self._layout.pieces))
 
     def _on_have(self, connection: Connection, piece: PieceIndex) -> None:
-        if self._picker is not None:
-            self._picker.peer_got(connection, piece)
+        if self._scheduler is not None:
+            self._scheduler.picker.peer_got(connection, piece)
         elif len(self._early[connection][1]) < MAX_EARLY_HAVES:
             self._early[connection][1].append(piece)
         else:
@@ -256,135 +280,141 @@ class Download:
     # -- requesting ------------------------------------------------------------------------------
 
     def fill_all(self) -> None:
-        for connection in list(self._item.connections.values()):
-            self.fill(connection)
+        """Asks everyone who may have room, the fastest first."""
+        if self._scheduler is not None:
+            for connection in self._scheduler.ranked(trio.current_time()):
+                self.fill(connection)
 
     def fill(self, connection: Connection) -> None:
-        """Says whether we are interested, and asks for as much as the window allows."""
-        if self._picker is None or not connection.usable:
+        """Says whether we are interested, and asks for as much as the window and the limits allow."""
+        if self._scheduler is None or not connection.usable:
             return
         now = trio.current_time()
         session = connection.session
-        connection.send(session.interest(self._picker.interesting(connection), now))
-        if connection.snubbed_since is not None or self._unverified > MAX_UNVERIFIED_BYTES:
+        connection.send(session.interest(self._scheduler.picker.interesting(connection), now))
+        shared = self._item.shared
+        budget = shared.down_limit.available(connection.node_id, now)
+        if self._unverified > MAX_UNVERIFIED_BYTES or self._held_back or budget <= 0:
             return
-        window = connection.pipeline.window(now)
-        asked = session.outstanding_bytes
-        if asked > window * REFILL:
-            return  # small writes cost as much as large ones: ask for several blocks at once
-        while asked < window and session.request_room() > 0:
-            block = self._next_block(connection)
-            if block is None:
-                return
-            if not session.can_request(*block):
-                # An earlier request for it is still unanswered: its answer brings us here again.
-                connection.pipeline.put_back(*block)
-                return
-            connection.send(session.request(*block, now))
-            asked += block[2]
+        keys = self._scheduler.requests(
+            connection,
+            session.request_room(),
+            now,
+            allowed=session.can_request,
+            budget=budget,
+            block_bytes=connection.block_bytes,
+        )
+        if keys:
+            shared.down_limit.take(connection.node_id, sum(key[2] for key in keys), now)
+            connection.send(b"".join(session.request(*key, now) for key in keys))
 
-    def _next_block(self, connection: Connection) -> tuple[PieceIndex, int, int] | None:
-        assert self._picker is not None and self._layout is not None
-        pipeline = connection.pipeline
-        while (block := pipeline.next_block()) is None:
-            piece = self._picker.pick(connection, pipeline.kept, endgame=not pipeline.active)
-            if piece is None:
-                return None
-            pipeline.start(piece, self._layout.piece_span(piece)[2])
-        return block
-
-    def _on_choke(self, connection: Connection) -> None:
-        for piece in connection.pipeline.active:
-            connection.pipeline.keep(piece)
-            self._release(connection, piece)
+    def housekeep(self) -> None:
+        """About once a second: late peers, growing windows, fetches that matter more."""
+        now = trio.current_time()
+        self._held_back = self._item.shared.holds_back(self, now)
+        if self._held_back:
+            self.last_progress = now  # waiting for its turn is no stall
+        if self._scheduler is None:
+            return
+        for connection, key in self._scheduler.overdue(now):
+            if connection.usable:
+                connection.snubbed_since = connection.snubbed_since or now
+                connection.send(connection.session.cancel_block(*key, now))
         self.fill_all()
 
+    def rate(self, connection: Connection, now: float) -> float | None:
+        """Bytes per second this peer gives us; None while we know nothing of it."""
+        return None if self._scheduler is None else self._scheduler.rate(connection, now)
+
     def _on_reject(self, connection: Connection, event: m.Reject) -> None:
-        connection.pipeline.put_back(event.piece, event.offset, event.length)
-        if connection.session.peer_choking:
+        lacks = not connection.session.peer_choking
+        if self._scheduler is not None:
+            self._scheduler.rejected(connection, (event.piece, event.offset, event.length), lacks=lacks)
+        if not lacks:
             return
         connection.rejections += 1
         if connection.rejections > MAX_REJECTIONS:
             raise TransportError("the peer rejects what it said it has")
 
     def _on_timeout(self, connection: Connection, event: RequestTimedOut) -> None:
-        """The peer gets no new requests until it delivers again; its pieces go to others."""
-        connection.snubbed_since = connection.snubbed_since or trio.current_time()
-        connection.pipeline.put_back(event.piece, event.offset, event.length)
-        for piece in connection.pipeline.active:
-            connection.send(connection.session.cancel(piece, trio.current_time()))
-            self._wasted += connection.pipeline.drop(piece)
-            self._release(connection, piece)
+        """The peer gets hardly any new requests until it delivers again; its blocks go to others."""
+        assert self._scheduler is not None
+        now = trio.current_time()
+        connection.snubbed_since = connection.snubbed_since or now
+        for key in self._scheduler.timed_out(connection, (event.piece, event.offset, event.length)):
+            connection.send(connection.session.cancel_block(*key, now))
         self.fill_all()
-
-    def _release(self, connection: Connection, piece: PieceIndex) -> None:
-        assert self._picker is not None
-        self._picker.release(connection, piece)
 
     # -- blocks and pieces -----------------------------------------------------------------------
 
     def _on_block(self, connection: Connection, block: m.Block) -> None:
+        assert self._scheduler is not None
         now = trio.current_time()
         connection.snubbed_since = None
         self._item.shared.down.add(len(block.data), now)
-        data = connection.pipeline.block(block.piece, block.offset, block.data, now)
-        if data is not None:
-            self._verify(connection, block.piece, data)
+        arrived = self._scheduler.block(connection, block.piece, block.offset, block.data, now)
+        self._wasted += arrived.wasted
+        for other, key in arrived.cancels:
+            if other.usable:
+                other.send(other.session.cancel_block(*key, now))
+                self.fill(other)
+        if arrived.piece is not None:
+            self._verify(connection, block.piece, arrived.piece)
 
-    def _verify(self, connection: Connection, piece: PieceIndex, data: bytes) -> None:
-        assert self._picker is not None
-        self._picker.delivered(piece)
-        self._unverified += len(data)
+    def _verify(self, connection: Connection, piece: PieceIndex, data: Sequence[Buffer]) -> None:
+        length = sum(map(len, data))
+        self._unverified += length
 
         def verified(good: object) -> None:
-            self._unverified -= len(data)
+            self._unverified -= length
             if good:
-                self._on_good(connection, piece, len(data))
+                self._on_good(connection, piece, length)
             else:
-                self._on_bad(connection, piece, len(data))
+                self._on_bad(piece, length)
 
         self._submit(lambda: self._partial.write_piece(piece, data), verified)
 
     def _on_good(self, connection: Connection, piece: PieceIndex, length: int) -> None:
-        assert self._picker is not None
+        assert self._scheduler is not None
         now = trio.current_time()
-        if self._picker.has(piece):
-            self._wasted += length
-            return
         self.last_progress = now
         self._bytes_done += length
         connection.rejections = 0
         self.sources.delivered(connection.node_id)
-        for other in self._picker.verified(piece):
-            if other is not connection and other.usable:
-                other.send(other.session.cancel(piece, now))
-                self._wasted += other.pipeline.drop(piece)
+        good = self._scheduler.good(piece)
         for other in list(self._item.connections.values()):
             self._tell(other, piece, now)
+        for other in good.useless:
+            self.fill(other)  # which takes our interest back
+        self._blame(good.liars, piece)
         self._check_complete()
 
     def _tell(self, connection: Connection, piece: PieceIndex, now: float) -> None:
-        assert self._picker is not None
-        if not connection.usable:
-            return
         # who has it learns nothing from our Have; and a bitfield still to be sent will name it
-        if connection.bitfield_sent and not self._picker.peer_has(connection, piece):
+        assert self._scheduler is not None
+        known = self._scheduler.picker.peer_has(connection, piece)
+        if connection.usable and connection.bitfield_sent and not known:
             connection.send(connection.session.have(piece, now))
-        self.fill(connection)
 
-    def _on_bad(self, connection: Connection, piece: PieceIndex, length: int) -> None:
+    def _on_bad(self, piece: PieceIndex, length: int) -> None:
+        assert self._scheduler is not None
         self._wasted += length
-        error = RemoteProtocolError(f"it sent a bad piece {piece}")
-        if connection.ending:
-            if not isinstance(connection.failure, RemoteProtocolError):  # else it has its strike
-                self._item.strike(connection.node_id, str(error))
-        else:
-            connection.end(m.BYE_BANNED, error)
-        self._release(connection, piece)
+        self._blame(self._scheduler.bad(piece), piece)
         self.fill_all()
 
+    def _blame(self, liars: Iterable[Connection], piece: PieceIndex) -> None:
+        """Ends the sessions of those proven to have sent a bad block, and bans them."""
+        for connection in liars:
+            error = RemoteProtocolError(f"it sent a bad piece {piece}")
+            if not connection.ending:
+                connection.end(m.BYE_BANNED, error)
+            elif not isinstance(connection.failure, RemoteProtocolError):  # else it has its strike
+                connection.failure = error
+                self._item.strike(connection.node_id, str(error))
+
     def _check_complete(self) -> None:
-        if self._picker is None or not self._picker.complete or self._complete.is_set():
+        picker = None if self._scheduler is None else self._scheduler.picker
+        if picker is None or not picker.complete or self._complete.is_set():
             return
         self._complete.set()
         now = trio.current_time()
@@ -392,5 +422,5 @@ class Download:
             if not connection.usable:
                 continue
             connection.send(connection.session.interest(False, now))
-            if self._picker.peer_has_all(connection):
+            if picker.peer_has_all(connection):
                 connection.end(m.BYE_DONE)

@@ -13,16 +13,12 @@ Why it is not simply `new_host()` (libp2p 0.8.1):
 - a write that is cancelled half-way breaks the connection for every other stream: writes are shielded.
 """
 
-import errno
-import ipaddress
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psutil
 import trio
 from libp2p import create_yamux_muxer_option, generate_peer_id_from
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -42,6 +38,7 @@ from multiaddr import Multiaddr
 
 from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.ids import NodeId
+from paris_p2p.net.addresses import dialable, listen_endpoint, parse_endpoint, probe
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, Peer, StreamHandler, unwrapped
 from paris_p2p.wire.identity import Identity, node_id_from_peer_id, peer_id_text
 from paris_p2p.wire.messages import PROTOCOL_ID
@@ -130,10 +127,9 @@ class Libp2pHost:
         with `0.0.0.0` and `::` replaced by the interfaces' addresses, loopback last."""
         if self._announce:
             return tuple(self._announce[:MAX_ADDRESSES])
-        listening = [str(address) for address in self._host.get_transport_addrs()]
-        texts = [text for address in listening for text in _expand(address)]
-        texts = sorted(dict.fromkeys(texts), key=_is_loopback)
-        return tuple(f"{text}/p2p/{self._peer_id}" for text in texts[:MAX_ADDRESSES])
+        listening = [parse_endpoint(str(address)) for address in self._host.get_transport_addrs()]
+        endpoints = dialable(endpoint for endpoint in listening if endpoint is not None)
+        return tuple(endpoint.text(self._peer_id) for endpoint in endpoints[:MAX_ADDRESSES])
 
     def serve(self, handler: StreamHandler) -> None:
         async def handle(stream: Any) -> None:
@@ -308,39 +304,9 @@ def _with_peer_id(text: str, peer_id: str) -> str:
     return f"{_without_peer_id(text)}/p2p/{peer_id}"
 
 
-def _host_and_port(text: str) -> tuple[str, str, int]:
-    """('ip4' | 'ip6', address, port) of a TCP multiaddr. Raises `ConfigError`."""
-    parts = str(_parse(text)).split("/")
-    if len(parts) != 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
-        raise ConfigError(
-            f"{text!r}: only /ip4/ADDRESS/tcp/PORT and /ip6/ADDRESS/tcp/PORT can be listened on"
-        )
-    return parts[1], parts[2], int(parts[4])
-
-
 def _listen_address(text: str) -> Multiaddr:
-    family, host, port = _host_and_port(text)
-    with socket.socket(socket.AF_INET if family == "ip4" else socket.AF_INET6) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            why = "the port is taken by another program" if taken else error.strerror
-            raise NetworkError(f"cannot listen on {text}: {why}") from None
+    endpoint = listen_endpoint(text)
+    if endpoint.tls:
+        raise ConfigError(f"{text!r} is for direct TLS, not for libp2p")
+    probe(endpoint)
     return _parse(text)
-
-
-def _expand(text: str) -> list[str]:
-    """The address itself, or one per interface when it means all of them."""
-    family, host, port = _host_and_port(text)
-    if not ipaddress.ip_address(host).is_unspecified:
-        return [text]
-    wanted = socket.AF_INET if family == "ip4" else socket.AF_INET6
-    found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == wanted]
-    # link-local addresses (fe80::…%eth0) mean nothing to another machine
-    return [f"/{family}/{address}/tcp/{port}" for address in found if "%" not in address]
-
-
-def _is_loopback(text: str) -> bool:
-    return ipaddress.ip_address(text.split("/")[2]).is_loopback

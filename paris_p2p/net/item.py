@@ -4,26 +4,34 @@ Owns: what is the same for a complete and for a partial item. Does not own: fetc
 """
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 
 import trio
 
 from paris_p2p.core.ban import BanList
+from paris_p2p.core.limiter import Limiter
+from paris_p2p.core.picker import read_bitfield
 from paris_p2p.core.rate import RateMeter
 from paris_p2p.core.session import Event as SessionEvent
+from paris_p2p.core.superseed import SuperSeed
 from paris_p2p.errors import RemoteProtocolError, TransportError
-from paris_p2p.ids import NodeId
+from paris_p2p.ids import InfoHash, NodeId, PieceIndex
 from paris_p2p.net.blocking import Blocking
 from paris_p2p.net.connection import Connection
 from paris_p2p.net.download import Download
+from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.store.item import ItemReader
+from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import peer_id_text
 
 _log = logging.getLogger(__name__)
 
-PEER_EXCHANGE_S = 30.0
+PEER_EXCHANGE_S = 1.0  # only what changed is told
+HOLD_BACK_S = 3.0  # a more important fetch that delivered nothing for so long holds nobody back
+LIMIT_POLL_S = 1.0  # limits may be changed while somebody waits
 STALE_S = 5.0
 SNUBBED_S = 60.0
 USELESS_S = 60.0  # complete, and the peer wants nothing
@@ -32,20 +40,53 @@ USELESS_S = 60.0  # complete, and the peer wants nothing
 class Shared:
     """What all items of a swarm share."""
 
-    def __init__(self, node_id: NodeId, rechoke: Callable[[], None], blocking: Blocking) -> None:
+    def __init__(
+        self,
+        node_id: NodeId,
+        rechoke: Callable[[], None],
+        blocking: Blocking,
+        rng: random.Random,
+        limits: SwarmLimits,
+    ) -> None:
         now = trio.current_time()
+        self.rng = rng
+        self.limits = limits
+        self.up_limit: Limiter[NodeId] = Limiter(None, None, now)
+        self.down_limit: Limiter[NodeId] = Limiter(None, None, now)
+        self.downloads: list[Download] = []
+        self.served: dict[InfoHash, Served] = {}
         self.node_id = node_id
         self.rechoke = rechoke
         self.bans: BanList[NodeId] = BanList()
         self.up = RateMeter(now)
         self.down = RateMeter(now)
         self.blocking = blocking
+        self.apply_limits(limits, yielding=False)
+
+    def apply_limits(self, limits: SwarmLimits, *, yielding: bool) -> None:
+        """From now on. `yielding`: uploads make room for something that matters more."""
+        now = trio.current_time()
+        self.limits = limits
+        self.up_limit.set_limits(limits.up_now(yielding), limits.per_peer_up_bytes_per_s, now)
+        self.down_limit.set_limits(limits.down_bytes_per_s, limits.per_peer_down_bytes_per_s, now)
+
+    def holds_back(self, download: Download, now: float) -> bool:
+        """Whether a fetch of higher priority is getting on, so that this one waits."""
+        return any(
+            other.priority > download.priority and now - other.last_progress < HOLD_BACK_S
+            for other in self.downloads
+        )
+
+    def forget(self, node_id: NodeId) -> None:
+        """A session is over: full buckets for the next one cost nothing, a leak of them does."""
+        self.up_limit.forget(node_id)
+        self.down_limit.forget(node_id)
 
 
 class Item:
     """Implements `net.connection.Owner`. `download` is None once the item is complete."""
 
-    def __init__(self, ref: ContentRef, reader: ItemReader, shared: Shared) -> None:
+    def __init__(self, ref: AnyRef, reader: ItemReader, shared: Shared) -> None:
         self.ref = ref
         self.reader = reader
         self.shared = shared
@@ -53,17 +94,45 @@ class Item:
         self.connections: dict[NodeId, Connection] = {}
         self.greetings = 0  # peers that are being greeted: their connections will come
         self._peers_sent = trio.current_time()
+        self.seeding: SuperSeed[Connection] | None = None
+        if reader.layout is not None and reader.info is not None and not isinstance(reader, PartialItem):
+            self._seed(active=True)
+
+    def _seed(self, *, active: bool) -> None:
+        layout = self.reader.layout
+        assert layout is not None
+        self.seeding = SuperSeed(
+            layout.pieces,
+            layout.piece_length,
+            self.shared.rng,
+            length_of=lambda piece: layout.piece_span(piece)[2],
+            active=active,
+        )
+        self.shared.served.setdefault(self.ref.info_hash, Served(trio.current_time()))
+
+    def completed(self) -> None:
+        """The download is over and everything is here: who is connected knows what we have."""
+        self.download = None
+        self._seed(active=False)
+        for connection in self.connections.values():
+            assert self.seeding is not None
+            self.seeding.opened(connection, trio.current_time())
 
     # -- connections -----------------------------------------------------------------------------
 
-    def accepts(self, node_id: NodeId, outbound: bool) -> bool:
+    def accepts(self, node_id: NodeId, outbound: bool, direct: bool) -> bool:
         """Whether a new session with this peer should replace the one there is, if any.
 
+        A direct one replaces one over libp2p, whoever opened them, and not the other way round.
         When both sides dial at once, both keep the session that the smaller node id opened. An older
         session does not count against a peer that opens a new one: it has evidently lost it.
         """
         old = self.connections.get(node_id)
-        if old is None or old.ending or old.outbound == outbound:
+        if old is None or old.ending:
+            return True
+        if old.direct != direct:
+            return direct or trio.current_time() - old.started > STALE_S
+        if old.outbound == outbound:
             return True
         if outbound:
             return self.shared.node_id < node_id
@@ -89,6 +158,9 @@ class Item:
             _log.debug("%s: %s", peer_id_text(connection.node_id), connection.failure)
         if self.download is not None:
             self.download.closed(connection)
+        if self.seeding is not None:
+            self.seeding.closed(connection)
+            self.shared.forget(connection.node_id)
         self.shared.rechoke()
 
     def strike(self, node_id: NodeId, reason: str) -> None:
@@ -116,10 +188,27 @@ class Item:
         self._send_peers(connection)
 
     def send_bitfield(self, connection: Connection) -> None:
-        """Tells what we have, as soon as we know how many pieces there are."""
-        if self.reader.layout is not None and connection.usable and not connection.bitfield_sent:
-            connection.bitfield_sent = True
-            connection.send(connection.session.bitfield(self.reader.bitfield(), trio.current_time()))
+        """Tells what we have, as soon as that is known; a seeder alone with a crowd tells piece by piece."""
+        known = self.reader.layout is not None and (self.download is None or self.download.ready)
+        if not known or not connection.usable or connection.bitfield_sent:
+            return
+        now = trio.current_time()
+        connection.bitfield_sent = True
+        bits = self.reader.bitfield()
+        if self.seeding is not None and self.seeding.opened(connection, now):
+            bits = bytes(len(bits))
+        connection.send(connection.session.bitfield(bits, now))
+        self.reveal()
+
+    def reveal(self) -> None:
+        """Shows further pieces to those who are being served."""
+        if self.seeding is None:
+            return
+        serving = [c for c in self.connections.values() if c.usable and not c.session.am_choking]
+        now = trio.current_time()
+        for connection, piece in self.seeding.reveals(serving, now):
+            if connection.usable and connection.bitfield_sent:
+                connection.send(connection.session.have(piece, now))
 
     def handle(self, connection: Connection, event: SessionEvent) -> None:
         match event:
@@ -133,13 +222,36 @@ class Item:
             case _:
                 if self.download is not None:
                     self.download.handle(connection, event)
+                elif self.seeding is not None:
+                    self._on_announced(connection, event)
+
+    def _on_announced(self, connection: Connection, event: SessionEvent) -> None:
+        layout = self.reader.layout
+        assert layout is not None and self.seeding is not None
+        if isinstance(event, m.Bitfield):
+            pieces = read_bitfield(event.bits, layout.pieces)
+        elif isinstance(event, m.Have) and event.piece < layout.pieces:
+            pieces = {event.piece}
+        elif isinstance(event, m.Have):
+            raise RemoteProtocolError(f"piece {event.piece} of an item of {layout.pieces}")
+        else:
+            return
+        self.seeding.has(connection, sorted(pieces), trio.current_time())
 
     def idle(self, connection: Connection) -> None:
         if self.download is not None:
             self.download.fill(connection)
+        self.reveal()
 
-    def has_piece(self, piece: int) -> bool:
-        return self.reader.has_piece(piece)
+    def serves(self, connection: Connection, piece: PieceIndex) -> bool:
+        if not self.reader.has_piece(piece):
+            return False
+        return self.seeding is None or self.seeding.requested(connection, piece, trio.current_time())
+
+    async def may_upload(self, connection: Connection) -> None:
+        limit = self.shared.up_limit
+        while (wait := limit.wait(connection.node_id, trio.current_time())) > 0:
+            await trio.sleep(min(wait, LIMIT_POLL_S))
 
     async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]:
         reader = self.reader
@@ -149,8 +261,25 @@ class Item:
 
         return await self.shared.blocking(read)
 
-    def count_up(self, count: int) -> None:
-        self.shared.up.add(count, trio.current_time())
+    def uploaded(self, connection: Connection, piece: PieceIndex, count: int) -> None:
+        now = trio.current_time()
+        self.shared.up.add(count, now)
+        self.shared.up_limit.take(connection.node_id, count, now)
+        served = self.shared.served.get(self.ref.info_hash)
+        if served is not None:
+            served.bytes += count
+        if self.seeding is not None:
+            self.seeding.sent(connection, piece, count, now)
+            self.reveal()
+
+    def satisfied(self) -> bool:
+        """Whether this item, complete here, has been served as much as the limits ask for."""
+        served = self.shared.served.get(self.ref.info_hash)
+        layout = self.reader.layout
+        if self.download is not None or served is None or layout is None:
+            return False
+        seconds = trio.current_time() - served.since
+        return self.shared.limits.seeded_enough(served.bytes, layout.length, seconds)
 
     # -- metadata --------------------------------------------------------------------------------
 
@@ -204,10 +333,15 @@ class Item:
         """About once a second: peer exchange, growing windows, peers that do not deliver."""
         self.exchange_peers()
         now = trio.current_time()
+        if self.download is not None:
+            self.download.housekeep()
+        self.reveal()
+        if self.satisfied():
+            self.end_all(m.BYE_DONE)
         for connection in list(self.connections.values()):
             if connection.snubbed_since is not None and now - connection.snubbed_since > SNUBBED_S:
                 connection.end(m.BYE_SILENT, TransportError("the peer does not deliver"))
             elif self.download is not None:
-                self.download.fill(connection)
+                continue
             elif not connection.session.peer_interested and now - connection.interest_since > USELESS_S:
                 connection.end(m.BYE_DONE)

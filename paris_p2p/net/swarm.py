@@ -1,38 +1,40 @@
 """The swarm of one node: fetches items from whoever has them, serves everything in its store.
 
 Owns: the public interface (`open_swarm`, `Swarm`), accepting sessions, upload slots, limits, shutdown.
-Does not own: one item's exchange (`net.item`, `net.download`), streams (`net.host`).
+Does not own: one item's exchange (`net.item`, `net.download`), streams (`net.multi`).
 """
 
 import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from paris_p2p.core.choker import Candidate, choose_unchoked
+from paris_p2p.core.choker import Candidate, Choker
 from paris_p2p.core.session import Session
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, NodeId
+from paris_p2p.net.addresses import is_tls
 from paris_p2p.net.blocking import Blocking, InThreads
-from paris_p2p.net.connection import Connection, receive_hello
+from paris_p2p.net.connection import Connection, limits_for, receive_hello
 from paris_p2p.net.discovery import Discovery, FindPeers
 from paris_p2p.net.download import Download, Progress
-from paris_p2p.net.host import open_host
 from paris_p2p.net.item import Item, Shared
-from paris_p2p.net.transport import ByteStream, Network, Peer, unwrapped
+from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.multi import open_network
+from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
 from paris_p2p.store.content_store import ContentStore, ItemBusyError
 from paris_p2p.store.item import StoredItem
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import Identity, peer_id_text
 
-__all__ = ["Peer", "Progress", "Rates", "Swarm", "open_swarm", "swarm_over"]
+__all__ = ["Peer", "Progress", "Rates", "Swarm", "SwarmLimits", "open_swarm", "swarm_over"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ PROGRESS_S = 0.2
 SHUTDOWN_S = 3.0
 BUSY_RETRY_S = 0.5
 FEATURES = (m.IGNORE_UNKNOWN,)
+NO_LIMITS = SwarmLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,9 @@ class Rates:
 class _Fetch:
     """One download, shared by everyone who asked for it."""
 
-    def __init__(self, ref: ContentRef, stall_timeout_s: float) -> None:
+    def __init__(self, ref: AnyRef, stall_timeout_s: float, priority: int) -> None:
         self.ref = ref
+        self.priority = priority
         self.stall_timeout_s = stall_timeout_s
         self.waiting = 0
         self.hints: list[Peer] = []
@@ -77,6 +81,12 @@ class _Fetch:
         if self.download is not None:
             self.download.sources.add(peers)
             self.download.sources_changed.set()
+
+    def raise_priority(self, priority: int) -> None:
+        """Someone else asks for the same item: the more urgent one counts."""
+        self.priority = max(self.priority, priority)
+        if self.download is not None:
+            self.download.priority = self.priority
 
     def result(self) -> Path:
         if self.path is not None:
@@ -95,13 +105,16 @@ class Swarm:
         rng: random.Random,
         nursery: trio.Nursery,
         blocking: Blocking,
+        limits: SwarmLimits,
     ) -> None:
         self._network = network
         self._store = store
         self._find_peers = find_peers
         self._rng = rng
         self._nursery = nursery
-        self._shared = Shared(network.node_id, self._rechoke, blocking)
+        self._shared = Shared(network.node_id, self._rechoke, blocking, rng, limits)
+        self._choker: Choker[Connection] = Choker()
+        self._yielding = False
         self._blocking = blocking
         self._items: dict[InfoHash, Item] = {}
         self._opening: dict[InfoHash, trio.Lock] = {}
@@ -125,18 +138,38 @@ class Swarm:
             shared.up.rate(now), shared.down.rate(now), len(peers), shared.up.total, shared.down.total
         )
 
+    def fetching(self) -> frozenset[InfoHash]:
+        """The items being fetched, which are served too as far as they are here. From any thread."""
+        return frozenset(list(self._fetches))
+
+    def in_use(self) -> frozenset[InfoHash]:
+        """The items being fetched, or served to somebody who is connected. From any thread."""
+        return frozenset(list(self._fetches) + list(self._items))
+
+    def set_limits(self, limits: SwarmLimits) -> None:
+        """New limits from now on; transfers under way go on within them."""
+        self._shared.apply_limits(limits, yielding=self._yielding)
+
+    def yield_uploads(self, yielding: bool) -> None:
+        """While True all uploads together keep to `SwarmLimits.yielded_up_bytes_per_s`: the trainer waits for
+        its input, and serving must not take its disk and CPU."""
+        self._yielding = yielding
+        self._shared.apply_limits(self._shared.limits, yielding=yielding)
+
     async def fetch(
         self,
-        ref: ContentRef,
+        ref: AnyRef,
         *,
         on_progress: Callable[[Progress], None] | None = None,
         peers: Sequence[Peer] = (),
         stall_timeout_s: float = 60.0,
+        priority: int = 0,
     ) -> Path:
         """The folder of the item's files, fetched if need be; several callers share one download.
 
         `peers`: sources to try besides those that `find_peers` names. When the last caller is cancelled
-        the download stops; what is verified stays and is not fetched again.
+        the download stops; what is verified stays and is not fetched again. `priority`: while a fetch of
+        higher priority gets on, those of lower priority ask for nothing new; above 0 it starts at once.
         Raises `TransportError` when no source delivers for `stall_timeout_s` seconds, `StoreError`.
         """
         while True:
@@ -147,8 +180,9 @@ class Swarm:
                 break
             await job.done.wait()  # its last caller left; begin again when it has let go
         if job is None:
-            job = self._fetches[ref.info_hash] = _Fetch(ref, stall_timeout_s)
+            job = self._fetches[ref.info_hash] = _Fetch(ref, stall_timeout_s, priority)
             self._nursery.start_soon(self._run_fetch, job)
+        job.raise_priority(priority)
         job.hint(peers)
         return await self._await_fetch(job, on_progress)
 
@@ -173,10 +207,14 @@ class Swarm:
     async def _run_fetch(self, job: _Fetch) -> None:
         try:
             with job.scope, unwrapped():
-                async with self._slots:
+                # What is urgent does not wait for a slot.
+                async with self._slots if job.priority <= 0 else nullcontext():
                     job.path = await self._fetch(job)
         except ParisError as error:
             job.error = error
+        except Exception:  # noqa: BLE001 - our bug, but one fetch's must not end the node
+            _log.exception("fetching %s failed", job.ref.info_hash.hex())
+            job.error = StoreError("the fetch failed by an internal error (see the log)")
         finally:
             if self._fetches.get(job.ref.info_hash) is job:
                 del self._fetches[job.ref.info_hash]
@@ -189,7 +227,8 @@ class Swarm:
             return await self._blocking(lambda: self._store.files(info_hash))
         item = Item(job.ref, partial, self._shared)
         try:
-            item.download = job.download = Download(item, partial, self._rng)
+            item.download = job.download = Download(item, partial, self._rng, priority=job.priority)
+            self._shared.downloads.append(job.download)
             job.download.sources.add(job.hints)
             self._items[info_hash] = item
             discovery = Discovery(item, job.download, self._find_peers, self._connect)
@@ -197,9 +236,11 @@ class Swarm:
                 nursery.start_soon(discovery.run, job.stall_timeout_s)
                 path = await job.download.run()
                 nursery.cancel_scope.cancel()
-            item.download = None
+            item.completed()
             return path
         finally:
+            if job.download is not None:
+                self._shared.downloads.remove(job.download)
             if item.download is not None:  # it failed
                 item.download = None
                 item.end_all(m.BYE_LEAVING)
@@ -226,13 +267,16 @@ class Swarm:
 
     async def _connect(self, item: Item, peer: Peer) -> None:
         """Opens a session about `item`. Raises `TransportError`."""
-        stream = await self._network.dial(peer)
+        await self._open_session(item, peer, await self._network.dial(peer))
+
+    async def _open_session(self, item: Item, peer: Peer, stream: ByteStream) -> None:
         connection = None
+        direct = isinstance(stream, DirectStream)
         try:
-            session = Session(trio.current_time())
+            session = Session(trio.current_time(), limits_for(stream))
             await _send(stream, session.hello(item.ref.info_hash, FEATURES, self._hello_addresses()))
             await receive_hello(stream, session)
-            if not self._closing and item.download is not None and item.accepts(peer.node_id, outbound=True):
+            if not self._closing and item.download is not None and item.accepts(peer.node_id, True, direct):
                 connection = Connection(item, peer.node_id, stream, session, outbound=True)
         except RemoteProtocolError as error:
             item.strike(peer.node_id, str(error))
@@ -268,7 +312,7 @@ class Swarm:
 
     async def _greet(self, node_id: NodeId, stream: ByteStream) -> Connection | None:
         """The session if it is to be, else the peer has been told why not."""
-        session = Session(trio.current_time())
+        session = Session(trio.current_time(), limits_for(stream))
         refusal = self._refusal(node_id)
         if refusal is not None:
             await _send(stream, session.bye(*refusal))
@@ -281,7 +325,7 @@ class Swarm:
         greeted = False
         item.greetings += 1
         try:
-            if not item.accepts(node_id, outbound=False):
+            if not item.accepts(node_id, False, isinstance(stream, DirectStream)):
                 await _send(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
                 return None
             await _send(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
@@ -307,10 +351,24 @@ class Swarm:
     async def _run_connection(self, item: Item, connection: Connection) -> None:
         if self._items.get(item.ref.info_hash) is not item:
             connection.end(m.BYE_LEAVING)  # its fetch failed or the swarm closed during the greeting
+        elif item.download is not None and not connection.direct:
+            self._nursery.start_soon(self._upgrade, item, connection)
         try:
             await item.run(connection)
         finally:
             self._forget_unused(item)
+
+    async def _upgrade(self, item: Item, slow: Connection) -> None:
+        """Takes the fast path to a peer that says it has one; what fails leaves the slow one as it is."""
+        network = self._network
+        if not isinstance(network, DialsDirectly) or not any(map(is_tls, slow.addresses)):
+            return
+        peer = Peer(slow.node_id, slow.addresses)
+        try:
+            stream = await network.dial_direct(peer)
+            await self._open_session(item, peer, stream)
+        except TransportError as error:
+            _log.debug("no fast path to %s: %s", peer_id_text(slow.node_id), error)
 
     async def _item(self, info_hash: InfoHash) -> Item | None:
         """The item if it is being fetched or complete in the store."""
@@ -321,7 +379,8 @@ class Swarm:
                     stored = await self._blocking(lambda: self._open(info_hash))
                     if stored is not None and info_hash not in self._items:
                         self._items[info_hash] = Item(stored.ref, stored, self._shared)
-                return self._items.get(info_hash)
+                item = self._items.get(info_hash)
+                return None if item is None or item.satisfied() else item
         finally:
             if not lock.locked():
                 self._opening.pop(info_hash, None)
@@ -353,14 +412,12 @@ class Swarm:
     def _rechoke(self) -> None:
         now = trio.current_time()
         connections = self._connections()
-        candidates = [
-            Candidate(c, c.session.peer_interested, not c.session.am_choking, c.slot_since)
-            for c in connections
-        ]
-        chosen = choose_unchoked(candidates, now)
+        chosen = self._choker.choose([_candidate(c, now) for c in connections], now, self._rng)
         for connection in connections:
             if connection.session.am_choking == (connection in chosen):
                 connection.choke(connection not in chosen)
+        for item in self._items.values():
+            item.reveal()
 
     async def housekeep(self) -> None:
         """Runs until cancelled."""
@@ -389,6 +446,20 @@ class Swarm:
                 await trio.sleep(0.01)
 
 
+def _candidate(connection: Connection, now: float) -> Candidate[Connection]:
+    item, session = connection.owner, connection.session
+    assert isinstance(item, Item)
+    gives = None if item.download is None else item.download.rate(connection, now)
+    return Candidate(
+        connection,
+        session.peer_interested,
+        not session.am_choking,
+        connection.slot_since,
+        connection.started,
+        gives,
+    )
+
+
 async def _send(stream: ByteStream, data: bytes) -> None:
     with trio.move_on_after(SEND_S):
         await stream.send_all(data)
@@ -404,11 +475,12 @@ async def swarm_over(
     find_peers: FindPeers,
     rng: random.Random,
     blocking: Blocking | None = None,
+    limits: SwarmLimits = NO_LIMITS,
 ) -> AsyncIterator[Swarm]:
     """A swarm over any network. `blocking`: how to run disk work; in worker threads when None."""
     with unwrapped():
         async with trio.open_nursery() as nursery:
-            swarm = Swarm(network, store, find_peers, rng, nursery, blocking or InThreads())
+            swarm = Swarm(network, store, find_peers, rng, nursery, blocking or InThreads(), limits)
             nursery.start_soon(swarm.housekeep)
             network.serve(swarm._accept)
             try:
@@ -428,14 +500,16 @@ async def open_swarm(
     find_peers: FindPeers,
     rng: random.Random,
     announce: Sequence[str] = (),
+    limits: SwarmLimits = NO_LIMITS,
 ) -> AsyncIterator[Swarm]:
-    """A swarm over libp2p, listening on the multiaddrs `listen` (port 0: any).
+    """A swarm that listens on the multiaddrs `listen` (port 0: any): those with `/tls` for the fast path, the
+    others for libp2p, which is loaded only then or when a peer can be reached no other way.
 
     `announce`: addresses to tell others instead of those listened on. `find_peers`: who may hold an item.
     Raises `ConfigError` for malformed addresses, `NetworkError` when a port is taken.
     """
     async with (
-        open_host(identity, listen, announce) as host,
-        swarm_over(host, store, find_peers=find_peers, rng=rng) as swarm,
+        open_network(identity, listen, announce) as network,
+        swarm_over(network, store, find_peers=find_peers, rng=rng, limits=limits) as swarm,
     ):
         yield swarm

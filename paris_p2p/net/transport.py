@@ -4,12 +4,14 @@ Owns: the `ByteStream` and `Network` protocols, `Peer`, unwrapping of nursery ex
 Does not own: any implementation (`net.host`, and the tests' memory network).
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paris_p2p.ids import NodeId
+from paris_p2p.wire.bep52 import Buffer
 
 WRITE_BYTES = 65_507
 """What to write at once: with yamux's 12-byte header it fills one noise message (65,519 bytes), one byte
@@ -38,6 +40,28 @@ class ByteStream(Protocol):
         broken stream."""
 
 
+class DirectStream(ABC):
+    """A `ByteStream` without a muxer: fast enough for larger blocks and worth its own reading and writing
+    without copies."""
+
+    @abstractmethod
+    async def send_all(self, data: bytes) -> None: ...
+
+    @abstractmethod
+    async def send_parts(self, parts: Sequence[Buffer]) -> None:
+        """Writes all of `parts`; when it is cancelled, all or nothing of them, or the stream is closed."""
+
+    @abstractmethod
+    async def receive_some(self, max_bytes: int) -> bytes: ...
+
+    @abstractmethod
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Fills `buffer` as far as something is here, at least one byte; 0 when the peer is done."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+
 StreamHandler = Callable[[NodeId, ByteStream], Awaitable[None]]
 
 
@@ -57,6 +81,14 @@ class Network(Protocol):
 
     def serve(self, handler: StreamHandler) -> None:
         """Runs `handler` for each stream that a peer opens."""
+
+
+@runtime_checkable
+class DialsDirectly(Protocol):
+    """A `Network` that can leave a slow path for a fast one."""
+
+    async def dial_direct(self, peer: Peer) -> ByteStream:
+        """A `DirectStream` to `peer`. Raises `TransportError`, also when the peer has no address for one."""
 
 
 @contextmanager

@@ -6,29 +6,33 @@ rename. Folder names: `store.layout`. Does not own: fetching (`net`), or what is
 """
 
 import errno
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from paris_p2p.errors import StoreError
+from paris_p2p.core.quota import Holding, choose_removals
+from paris_p2p.errors import ConfigError, DiskFullError, StoreError
 from paris_p2p.ids import InfoHash, PieceIndex
 from paris_p2p.store.durable import disk, sync_path, write_atomic
+from paris_p2p.store.files import allocated, bring, delete, link_or_copy, link_tree, rename
 from paris_p2p.store.handles import HandlePool
 from paris_p2p.store.hashing import Described, SourceFile, describe, find_files, item_name
-from paris_p2p.store.item import StoredItem
+from paris_p2p.store.item import StoredItem, load_info
 from paris_p2p.store.layout import ItemFolder, StoreFolders
-from paris_p2p.store.locks import FileLock, holder, try_lock
+from paris_p2p.store.locks import FileLock, holder, is_locked, try_lock
+from paris_p2p.store.outside import is_item, is_placed, place_of, put_place, same_files, still_placed
 from paris_p2p.store.partial import PartialItem, sync_tree
-from paris_p2p.wire.bep52 import content_ref, piece_count
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.bep52 import Layout, content_ref, piece_count, read_layout
+from paris_p2p.wire.content import AnyRef, ContentRef, MagnetRef
 
 AddMode = Literal["link", "copy", "move"]
 
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP}
+_log = logging.getLogger(__name__)
 
 
 class ItemBusyError(StoreError):
@@ -46,6 +50,8 @@ class ContentStore:
         self.root = root.absolute()
         self._folders = StoreFolders(self.root)
         self._pool = HandlePool()
+        self._max_bytes: int | None = None
+        self._pins: Callable[[], Collection[InfoHash]] = tuple
         with disk("opening the content store", self.root):
             self._folders.make()
             if clean:
@@ -86,16 +92,17 @@ class ContentStore:
         name = item_name(source)
         found = find_files(source)
         with disk(f"adding {name}", self.root, sum(file.length for file in found)):
+            self._collect(sum(file.length for file in found))
             ref = self._add(name, found, piece_length, share=mode != "copy")
             if mode == "move":
-                _delete(source)
+                delete(source)
         return ref
 
     def _add(
         self, name: str, found: list[SourceFile], piece_length: int | None, *, share: bool
     ) -> ContentRef:
         with self._staging() as stage:
-            staged = [_bring(file, stage, share) for file in found]
+            staged = [bring(file, stage.file(file.path), share=share) for file in found]
             described = describe(name, staged, piece_length)
             ref = content_ref(described.info)
             if not self.has(ref.info_hash):
@@ -117,10 +124,31 @@ class ContentStore:
         if self.has(info_hash):
             return ref
         with self._staging() as stage, disk("adopting an item", self.root, ref.length):
-            shutil.copytree(source.root, stage.root, copy_function=_link_or_copy, dirs_exist_ok=True)
+            shutil.copytree(source.root, stage.root, copy_function=link_or_copy, dirs_exist_ok=True)
             sync_tree(stage)
             self._complete(stage, info_hash)
         self._drop_partial(info_hash)
+        return ref
+
+    def place(self, source: Path, *, piece_length: int | None = None, threads: int = 1) -> ContentRef:
+        """Make an item of a file or folder that stays where it is, to be read there.
+
+        It is hashed (in `threads` threads) unless it was placed before and none of its files changed since.
+        An item of the same id that was here already stays, unless it was placed elsewhere. Raises as `add`.
+        """
+        name, found, place = item_name(source), find_files(source), place_of(source)
+        for folder in self._folders.listed("complete"):
+            if still_placed(folder, place, name, found, piece_length):
+                return folder.read_ref()
+        with disk(f"hashing {name}", self.root), self._staging() as stage:
+            described = describe(name, found, piece_length, threads=threads)
+            ref = content_ref(described.info)
+            _write_metadata(stage, ref, described)
+            put_place(stage, place, ref.info_hash, described.layout)
+            if self.has(ref.info_hash) and is_placed(self._folders.complete(ref.info_hash)):
+                self.remove(ref.info_hash)
+            self._complete(stage, ref.info_hash)
+        self._drop_partial(ref.info_hash)
         return ref
 
     def _complete(self, folder: ItemFolder, info_hash: InfoHash) -> ItemFolder:
@@ -148,6 +176,10 @@ class ContentStore:
 
     # --- finding ---------------------------------------------------------------------------------
 
+    def ids(self) -> list[InfoHash]:
+        """The ids of the complete items, damaged ones too. Raises `StoreError`."""
+        return [InfoHash(bytes.fromhex(folder.root.name)) for folder in self._folders.listed("complete")]
+
     def complete(self) -> list[ContentRef]:
         """Every complete item, in order of ids. Raises `StoreError`."""
         return [folder.read_ref() for folder in self._folders.listed("complete")]
@@ -174,32 +206,91 @@ class ContentStore:
     def open(self, info_hash: InfoHash) -> StoredItem:
         """A complete item for reading. Raises `StoreError` when it is not complete, or damaged."""
         folder = self._existing(info_hash)
-        return StoredItem(folder, folder.read_ref(), self._pool)
+        item = StoredItem(folder, folder.read_ref(), self._pool)
+        with disk("noting that an item is used", self.root):
+            os.utime(folder.root)
+        return item
 
     def _existing(self, info_hash: InfoHash) -> ItemFolder:
         if not self.has(info_hash):
             raise StoreError(f"item {info_hash.hex()[:16]}… is not complete in {self.root}")
         return self._folders.complete(info_hash)
 
+    def layout(self, info_hash: InfoHash) -> Layout:
+        """The layout of a complete item. Raises `StoreError` when it is not complete, or damaged."""
+        folder = self._existing(info_hash)
+        return load_info(folder, folder.read_ref())[1]
+
+    def begun(self, info_hash: InfoHash) -> Layout | None:
+        """The layout of an item that is being fetched, once it is known. Raises `StoreError`."""
+        folder = self._folders.partial(info_hash)
+        return load_info(folder, MagnetRef(info_hash))[1] if folder.info.exists() else None
+
+    def hand_out(self, info_hash: InfoHash, folder: Path) -> Path:
+        """Give a complete item's files a second name: `folder`/its name, on the same file system.
+
+        They are shared, not copied; without hard links they are moved, and the item leaves the store. Files
+        that are the item's already stay. Raises `ConfigError` when something else has that name,
+        `StoreError`.
+        """
+        item, layout = self._existing(info_hash), self.layout(info_hash)
+        target = folder / layout.name
+        if target.exists() and (same_files(item.files, target, layout) or is_item(target, layout, info_hash)):
+            return target
+        if target.exists() or target.is_symlink():
+            raise ConfigError(
+                f"{target} exists and is something else: move it away, or choose another folder"
+            )
+        with disk(f"putting {target} in place", folder), self._staging() as stage:
+            if link_tree(item.files, stage.files):
+                rename(_top(stage, layout), target)
+                return target
+        with disk(f"moving {target} in place", folder):
+            rename(_top(item, layout), target)
+        self.remove(info_hash)
+        return target
+
     # --- fetching --------------------------------------------------------------------------------
 
-    def begin(self, ref: ContentRef) -> PartialItem:
+    def foretell(self, ref: ContentRef, info: bytes, layers: Mapping[int, bytes]) -> None:
+        """Note the metadata of an item before it is fetched; nothing when the item is here, or begun.
+
+        It is checked when the fetch begins. Raises `ItemBusyError`, `StoreError`.
+        """
+        lock = self._lock(ref.info_hash)
+        try:
+            folder = self._folders.partial(ref.info_hash)
+            if not self.has(ref.info_hash) and not folder.info.exists():
+                with disk("noting an item's metadata", self.root):
+                    folder.root.mkdir(exist_ok=True)
+                    _write_metadata(folder, ref, Described(info, read_layout(info), dict(layers)))
+        finally:
+            lock.release()
+
+    def begin(self, ref: AnyRef) -> PartialItem:
         """Start or resume a fetch, holding the item's lock. May hash what is there (seconds a GB).
 
-        Raises `ItemBusyError` when another fetch of it is running (naming the process), `StoreError` when
-        the item is complete already, or the disk has no room for what is missing.
+        Raises `ItemBusyError` when another fetch of it is running (naming the process), `DiskFullError`
+        when the disk has no room for what is missing, `StoreError` when the item is complete already.
         """
         lock = self._lock(ref.info_hash)
         try:
             if self.has(ref.info_hash):
                 raise StoreError(f"item {ref.info_hash.hex()[:16]}… is complete already")
             folder = self._folders.partial(ref.info_hash)
-            self._require_room(ref, folder)
+            if isinstance(ref, ContentRef):
+                self._require_room(ref, folder)
             with disk("beginning a fetch", self.root):
                 folder.root.mkdir(exist_ok=True)
-                folder.write_ref(ref)
+                if isinstance(ref, ContentRef):
+                    folder.write_ref(ref)
             return PartialItem(
-                folder, ref, self._pool, lock, lambda finished: self._complete(finished, ref.info_hash)
+                folder,
+                ref,
+                self._pool,
+                lock,
+                lambda finished: self._complete(finished, ref.info_hash),
+                self._require_room,
             )
         except BaseException:
             lock.release()
@@ -213,14 +304,65 @@ class ContentStore:
             raise ItemBusyError(f"item {info_hash.hex()[:16]}… is in use by {holder(path)}")
         return lock
 
+    # --- room ------------------------------------------------------------------------------------
+
+    def limit(self, max_bytes: int | None, pins: Callable[[], Collection[InfoHash]]) -> None:
+        """From now on hold at most `max_bytes`: whatever needs room displaces the least valuable items.
+
+        `pins`: the items that must stay whatever happens, asked each time, from any thread. A fetch that
+        does not fit beside them is refused (`DiskFullError`); what is added here is not, it is made here.
+        """
+        self._max_bytes, self._pins = max_bytes, pins
+
     def _require_room(self, ref: ContentRef, folder: ItemFolder) -> None:
-        needed = max(0, ref.length - _allocated(folder.root))
+        needed = max(0, ref.length - allocated(folder.root))
+        over_quota = self._collect(needed)
+        if over_quota > 0:
+            raise DiskFullError(
+                f"the quota of {self._max_bytes} bytes for {self.root} is {over_quota} bytes too small for "
+                f"an item of {ref.length} bytes beside what must stay: raise it (--max-disk)"
+            )
         missing = needed - self.free_bytes()
         if missing > 0:
-            raise StoreError(
+            raise DiskFullError(
                 f"disk full: {missing} more bytes are needed under {self.root} "
                 f"for an item of {ref.length} bytes"
             )
+
+    def _collect(self, needed: int) -> int:
+        """Remove what the quota cannot hold beside `needed` more bytes; the bytes that are still too many."""
+        if self._max_bytes is None:
+            return 0
+        holdings = self.holdings()
+        excess = sum(holding.bytes_on_disk for holding in holdings) + needed - self._max_bytes
+        for info_hash in choose_removals(holdings, excess, self._pins()):
+            try:
+                self.remove(info_hash)
+            except ItemBusyError:
+                continue  # it is being written: as good as pinned
+            _log.info("removed item %s to stay within the quota", info_hash.hex()[:16])
+            excess -= next(h.bytes_on_disk for h in holdings if h.info_hash == info_hash)
+        return excess
+
+    def holdings(self) -> list[Holding]:
+        """What the store holds, and what it takes on disk; what is being fetched counts whole.
+
+        Raises `StoreError`.
+        """
+        found = []
+        with disk("measuring the store", self.root):
+            for complete in (True, False):
+                for folder in self._folders.listed("complete" if complete else "partial"):
+                    found.append(self._holding(folder, complete))
+        return found
+
+    def _holding(self, folder: ItemFolder, complete: bool) -> Holding:
+        info_hash = InfoHash(bytes.fromhex(folder.root.name))
+        size = allocated(folder.root)
+        if not complete and folder.ref.exists() and is_locked(self._folders.lock(info_hash)):
+            size = max(size, folder.read_ref().length)
+        used = folder.root.stat().st_mtime if folder.root.exists() else 0.0  # it may go at any moment
+        return Holding(info_hash, size, complete, used)
 
     def free_bytes(self) -> int:
         """Bytes this user can still write where the store is. Raises `StoreError`."""
@@ -236,9 +378,10 @@ class ContentStore:
         longer served, `begin` keeps its good pieces, and a fetch replaces the others. Without readable
         metadata every piece the item's length implies is named. Raises `StoreError`.
         """
-        ref = self.ref(info_hash)
+        folder = self._existing(info_hash)
+        ref = self._provable_ref(folder, info_hash)
         try:
-            item = self.open(info_hash)
+            item = StoredItem(folder, ref, self._pool)
         except StoreError:
             bad = [PieceIndex(i) for i in range(max(1, piece_count(ref.length, ref.piece_length)))]
         else:
@@ -247,12 +390,37 @@ class ContentStore:
             self._demote(info_hash)
         return bad
 
+    def _provable_ref(self, folder: ItemFolder, info_hash: InfoHash) -> ContentRef:
+        """The item's reference; a damaged one is written again from the info dictionary.
+
+        Raises `StoreError` when that is damaged too: then the item is removed, for nothing of it can be
+        proved.
+        """
+        try:
+            ref = folder.read_ref()
+            if ref.info_hash == info_hash:
+                return ref
+        except StoreError:
+            pass  # what follows is for this case
+        try:
+            _, layout = load_info(folder, MagnetRef(info_hash))
+        except StoreError as error:
+            self.remove(info_hash)
+            raise StoreError(f"item {info_hash.hex()[:16]}… was damaged beyond use and removed") from error
+        ref = ContentRef(info_hash, layout.length, layout.piece_length)
+        with disk("writing an item's reference", self.root):
+            folder.write_ref(ref)
+        return ref
+
     def _demote(self, info_hash: InfoHash) -> None:
         lock = self._lock(info_hash)
         try:
             with disk("setting a damaged item aside", self.root):
                 partial, complete = self._folders.partial(info_hash), self._folders.complete(info_hash)
                 self._discard(partial)
+                if is_placed(complete):  # its files are not ours to mend
+                    self._discard(complete)
+                    return
                 complete.root.rename(partial.root)
                 self._pool.forget(complete.root)
                 sync_path(complete.root.parent)
@@ -282,37 +450,6 @@ class ContentStore:
         self._pool.forget(self.root)
 
 
-def _allocated(folder: Path) -> int:
-    """Bytes of disk a folder's files take (holes take none)."""
-    return sum(
-        os.lstat(Path(parent, name)).st_blocks * 512 for parent, _, names in os.walk(folder) for name in names
-    )
-
-
-def _bring(file: SourceFile, stage: ItemFolder, share: bool) -> SourceFile:
-    """Put a file into the staged item: the same bytes on disk where `share` allows it, else a copy."""
-    target = stage.file(file.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not (share and _link(file.source, target)):
-        shutil.copyfile(file.source, target, follow_symlinks=False)
-    return SourceFile(file.path, target, target.lstat().st_size)
-
-
-def _link(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in _CANNOT_LINK:
-            return False
-        raise
-    return True
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    if not _link(Path(source), Path(target)):
-        shutil.copyfile(source, target, follow_symlinks=False)
-
-
 def _write_metadata(folder: ItemFolder, ref: ContentRef, described: Described) -> None:
     folder.write_ref(ref)
     write_atomic(folder.info, described.info, sync=False)
@@ -322,8 +459,7 @@ def _write_metadata(folder: ItemFolder, ref: ContentRef, described: Described) -
         write_atomic(folder.layer(index), layer, sync=False)
 
 
-def _delete(source: Path) -> None:
-    if source.is_dir() and not source.is_symlink():
-        shutil.rmtree(source)
-    else:
-        source.unlink()
+def _top(folder: ItemFolder, layout: Layout) -> Path:
+    """What gets the item's name when it is handed out: its one file, or the folder of its files."""
+    single = len(layout.files) == 1 and layout.files[0].path == (layout.name,)
+    return folder.file((layout.name,)) if single else folder.files

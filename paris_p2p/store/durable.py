@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paris_p2p.errors import StoreError
+from paris_p2p.errors import DiskFullError, StoreError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -25,7 +25,8 @@ def disk(doing: str, folder: Path, needed: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             wanted = f"{needed} bytes do not fit" if needed else "nothing more fits"
-            raise StoreError(f"disk full while {doing}: {wanted} under {folder}; free some space") from error
+            message = f"disk full while {doing}: {wanted} under {folder}; free some space"
+            raise DiskFullError(message) from error
         raise StoreError(f"{doing} in {folder} failed: {error}") from error
 
 
@@ -60,7 +61,7 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o64
         sync_path(path.parent)
 
 
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """`pwrite` all of `data`: one call may write less than asked."""
     view = memoryview(data)
     while view:

@@ -1,11 +1,12 @@
-"""The content id of files on disk, computed with memory for one piece at a time.
+"""The content id of files on disk, computed with memory for one piece a thread.
 
 Owns: finding the files of an item, reading and hashing them. Does not own: the rules of ids (`wire.bep52`).
 """
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from paris_p2p.wire.bep52 import (
     single_piece_root,
 )
 from paris_p2p.wire.content import ContentRef, default_piece_length
+
+STRETCH_BYTES = 16 << 20
+"""What a thread hashes at a time: long enough that handing it out costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,10 @@ def _source_file(path: tuple[str, ...], source: Path) -> SourceFile:
     return SourceFile(path, source, status.st_size)
 
 
-def describe(name: str, files: list[SourceFile], piece_length: int | None) -> Described:
-    """Hash `files` as the item `name`. Raises as `content_id` does."""
+def describe(name: str, files: list[SourceFile], piece_length: int | None, *, threads: int = 1) -> Described:
+    """Hash `files` as the item `name`, in `threads` threads. Raises as `content_id` does."""
     piece_length = _chosen_piece_length(files, piece_length)
-    hashed = [(file.path, file.length, *_hash_file(file, piece_length)) for file in files]
+    hashed = _hash_files(files, piece_length, threads)
     try:
         info = build_info(name, piece_length, [(path, length, root) for path, length, root, _ in hashed])
     except LocalProtocolError as error:
@@ -130,30 +134,75 @@ def _chosen_piece_length(files: list[SourceFile], piece_length: int | None) -> i
     return piece_length
 
 
-def _hash_file(file: SourceFile, piece_length: int) -> tuple[bytes, bytes]:
-    """(pieces root, piece layer) of a file; the root is empty for an empty file."""
-    with disk(f"reading {file.source.name}", file.source.parent):
-        fd = os.open(file.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            before = os.fstat(fd)
-            result = _hash_open_file(fd, file.length, piece_length)
-            after = os.fstat(fd)
-        finally:
-            os.close(fd)
-    unchanged = before.st_mtime_ns == after.st_mtime_ns and before.st_size == after.st_size == file.length
-    if result is None or not unchanged:
-        raise StoreError(f"{file.source} changed while it was read: wait until nothing writes to it")
-    return result
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Bytes `start` … `stop` of a file, whole pieces of it: what one thread hashes at a time."""
+
+    file: SourceFile
+    start: int
+    stop: int
 
 
-def _hash_open_file(fd: int, length: int, piece_length: int) -> tuple[bytes, bytes] | None:
-    """As `_hash_file`; None when the file ends early."""
-    layer = bytearray()
-    for offset in range(0, length, piece_length):
-        data = read_at(fd, min(piece_length, length - offset), offset)
-        if len(data) < min(piece_length, length - offset):
-            return None
-        if length <= piece_length:
-            return single_piece_root(data), b""
-        layer += piece_hash(data, piece_length)
-    return (layer_root(bytes(layer), piece_length), bytes(layer)) if layer else (b"", b"")
+def _hash_files(
+    files: list[SourceFile], piece_length: int, threads: int
+) -> list[tuple[tuple[str, ...], int, bytes, bytes]]:
+    """(path, length, pieces root, piece layer) of each file; the root is empty for an empty file."""
+    step = max(piece_length, STRETCH_BYTES // piece_length * piece_length)
+    stretches = [
+        _Stretch(file, start, min(start + step, file.length))
+        for file in files
+        for start in range(0, max(file.length, 1), step)
+    ]
+    hashes: dict[tuple[str, ...], list[bytes]] = {}
+    before = {file.path: _stamp(file) for file in files}
+    with ThreadPoolExecutor(threads) as pool:
+        for stretch, found in zip(stretches, pool.map(_hasher(piece_length), stretches), strict=True):
+            hashes.setdefault(stretch.file.path, []).append(found)
+    for file in files:
+        if _stamp(file) != before[file.path]:
+            raise _changed(file)
+    return [
+        (file.path, file.length, *_tree(b"".join(hashes[file.path]), file, piece_length)) for file in files
+    ]
+
+
+def _hasher(piece_length: int) -> Callable[[_Stretch], bytes]:
+    def hash_stretch(stretch: _Stretch) -> bytes:
+        """The concatenated hashes of its pieces; of a file of one piece its root."""
+        file = stretch.file
+        one = file.length <= piece_length
+        found = bytearray()
+        with disk(f"reading {file.source.name}", file.source.parent):
+            fd = os.open(file.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                for offset in range(stretch.start, stretch.stop, piece_length):
+                    wanted = min(piece_length, stretch.stop - offset)
+                    data = read_at(fd, wanted, offset)
+                    if len(data) < wanted:
+                        raise _changed(file)
+                    found += single_piece_root(data) if one else piece_hash(data, piece_length)
+            finally:
+                os.close(fd)
+        return bytes(found)
+
+    return hash_stretch
+
+
+def _tree(hashes: bytes, file: SourceFile, piece_length: int) -> tuple[bytes, bytes]:
+    """(pieces root, piece layer) of a file; a file of one piece has no layer."""
+    if file.length <= piece_length:
+        return hashes, b""
+    return layer_root(hashes, piece_length), hashes
+
+
+def _stamp(file: SourceFile) -> tuple[int, int, int]:
+    """What changes when the file does. Raises `StoreError` when it is no longer as long as it was found."""
+    with disk(f"looking at {file.source.name}", file.source.parent):
+        status = file.source.lstat()
+    if status.st_size != file.length:
+        raise _changed(file)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed(file: SourceFile) -> StoreError:
+    return StoreError(f"{file.source} changed while it was read: wait until nothing writes to it")

@@ -2,6 +2,7 @@
 
 identity.key    the 32-byte Ed25519 seed; readable by its owner only
 node.lock       held while a node runs with this identity
+peers.json      DHT peers that answered: the way back in when no bootstrap node does
 context.json    the last bootstrap addresses, run and model, so that commands need no flags
 store/          the content store
 work/<run>/<role>/   a trainer's folder
@@ -114,6 +115,11 @@ class Home:
     def work(self, run_id: RunId, role: Role) -> Path:
         """The folder for training `role`, created."""
         return self._folder(self.path / "work" / run_id.hex() / role)
+
+    @property
+    def peers_path(self) -> Path:
+        """Where the DHT peers that answered are remembered."""
+        return self.path / "peers.json"
 
     @property
     def models(self) -> Path:

@@ -13,14 +13,14 @@ from paris_p2p.store.durable import disk, read_at
 from paris_p2p.store.handles import HandlePool
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.wire.bep52 import Layout, check_layer, check_piece, parse_info
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.content import AnyRef, ContentRef
 
 
 class ItemReader(Protocol):
     """What a peer can be served from; `StoredItem` and `PartialItem` both are it. Safe from any thread."""
 
     @property
-    def ref(self) -> ContentRef: ...
+    def ref(self) -> AnyRef: ...
 
     @property
     def info(self) -> bytes | None: ...
@@ -42,7 +42,7 @@ def full_bitfield(pieces: int) -> bytes:
     return (((1 << pieces) - 1) << (-pieces % 8)).to_bytes((pieces + 7) // 8, "big")
 
 
-def load_info(folder: ItemFolder, ref: ContentRef) -> tuple[bytes, Layout]:
+def load_info(folder: ItemFolder, ref: AnyRef) -> tuple[bytes, Layout]:
     """The stored info dictionary, checked against `ref`. Raises `StoreError`."""
     with disk("reading an item's info", folder.root):
         info = folder.info.read_bytes()

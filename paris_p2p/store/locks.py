@@ -48,6 +48,15 @@ def _is_file(path: Path, fd: int) -> bool:
         return False
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on `path` right now. Raises `OSError`."""
+    lock = try_lock(path) if path.exists() else None
+    if lock is not None:
+        lock.release()
+        return False
+    return path.exists()
+
+
 def holder(path: Path) -> str:
     """What to call the lock's holder in a message: `process N`, as far as is known."""
     try:

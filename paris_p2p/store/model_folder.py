@@ -49,6 +49,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 NETWORK_CLASSES = {
     "PixArtTransformer2DModel": ("diffusers", "PixArtTransformer2DModel"),
+    "PublishedExpert": ("paris_p2p.diffusion.published_expert", "PublishedExpert"),
     "Router": ("paris_p2p.diffusion.router", "Router"),
 }
 COMPONENT_CLASSES = {

@@ -7,7 +7,8 @@ believed unless `store.journal` proves it or it is hashed again. Does not own: w
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError, StoreError
@@ -18,8 +19,8 @@ from paris_p2p.store.item import load_info, load_layer, read_span
 from paris_p2p.store.journal import drop_journal, read_journal, write_journal
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.store.locks import FileLock
-from paris_p2p.wire.bep52 import FileEntry, Layout, check_layer, check_piece, parse_info
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.bep52 import Buffer, FileEntry, Layout, check_layer, check_piece, parse_info
+from paris_p2p.wire.content import AnyRef, ContentRef
 
 
 class PartialItem:
@@ -31,19 +32,25 @@ class PartialItem:
     def __init__(
         self,
         folder: ItemFolder,
-        ref: ContentRef,
+        ref: AnyRef,
         pool: HandlePool,
         lock: FileLock,
         complete: Callable[[ItemFolder], ItemFolder],
+        require_room: Callable[[ContentRef, ItemFolder], None],
     ) -> None:
-        """`complete` moves the finished folder to the complete items and says where it is then."""
-        self.ref = ref
+        """`complete` moves the finished folder to the complete items and says where it is then.
+
+        `require_room` raises `DiskFullError` when the disk cannot hold the item; it is asked as soon as the
+        sizes of a `MagnetRef` are known, which then becomes a `ContentRef`.
+        """
+        self.ref: AnyRef = ref
         self.info: bytes | None = None
         self.layout: Layout | None = None
         self._folder = folder
         self._pool = pool
         self._lock = lock
         self._complete = complete
+        self._require_room = require_room
         self._mutex = threading.RLock()
         self._place = (
             threading.Lock()
@@ -64,7 +71,17 @@ class PartialItem:
             info, layout = load_info(self._folder, self.ref)
         except StoreError:  # not there yet, or damaged: fetched (again)
             return
+        self._size(layout)
         self._prepare(info, layout)
+
+    def _size(self, layout: Layout) -> None:
+        """The item's sizes are known: see whether there is room, and note them."""
+        if isinstance(self.ref, ContentRef):
+            return
+        ref = ContentRef(self.ref.info_hash, layout.length, layout.piece_length)
+        self._require_room(ref, self._folder)
+        self._folder.write_ref(ref)
+        self.ref = ref
 
     def _prepare(self, info: bytes, layout: Layout) -> None:
         """Take `info` as known: find out what is on disk, and bring the files to their lengths."""
@@ -161,12 +178,14 @@ class PartialItem:
     def set_info(self, info: bytes) -> None:
         """Take the info dictionary a peer sent and make room for its files; nothing if it is known.
 
-        Raises `RemoteProtocolError` when it is not the one `ref` names, `StoreError`.
+        Raises `RemoteProtocolError` when it is not the one `ref` names, `StoreError` (`DiskFullError` when
+        it does not fit).
         """
         layout = parse_info(info, self.ref)
         with self._mutex, disk("making room for an item", self._folder.root, layout.length):
             self._require_open()
             if self.info is None:
+                self._size(layout)
                 write_atomic(self._folder.info, info, sync=False)  # believed only after a check of its hash
                 self._prepare(info, layout)
 
@@ -189,22 +208,26 @@ class PartialItem:
             self._layerless.remove(FileIndex(file_index))
             self._rehash_file(layout, FileIndex(file_index))
 
-    def write_piece(self, piece: int, data: bytes) -> bool:
+    def write_piece(self, piece: int, data: Buffer | Sequence[Buffer]) -> bool:
         """Verify the piece and write it. False, and nothing written, when its hash or length is wrong.
 
-        Raises `LocalProtocolError` before info and layer are known, `StoreError` when the disk refuses.
+        `data`: the piece, or its consecutive parts. Raises `LocalProtocolError` before info and layer are
+        known, `StoreError` when the disk refuses.
         """
+        parts = [data] if isinstance(data, Buffer) else data
         layout = self._known_layout()
         index, offset, _ = layout.piece_span(piece)
         if self.has_piece(piece):
             return True
-        if not check_piece(layout, piece, data, self._layers.get(index)):
+        if not check_piece(layout, piece, parts, self._layers.get(index)):
             return False
         path = self._folder.file(layout.files[index].path)
-        with disk(f"writing {path.name}", path.parent, len(data)):
+        with disk(f"writing {path.name}", path.parent, sum(map(len, parts))):
             self._take_journal_back(index)
             with self._pool.use(path, write=True) as fd:
-                write_all(fd, data, offset)
+                for part in parts:
+                    write_all(fd, part, offset)
+                    offset += len(part)
         self._mark(piece)
         return True
 
@@ -261,6 +284,8 @@ class PartialItem:
                         write_journal(self._folder, self.ref.info_hash, self.layout, bytes(self._have))
             finally:
                 self._pool.forget(self._folder.root)
+                if self.layout is None:
+                    _remove_if_empty(self._folder.root)
                 self._release()
 
     def _flush(self) -> None:
@@ -281,6 +306,11 @@ class PartialItem:
         if self.layout is None:
             raise LocalProtocolError("the item's info is not known yet")
         return self.layout
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty: what is in it is kept
+        folder.rmdir()
 
 
 def sync_tree(folder: ItemFolder) -> None:

@@ -1,8 +1,9 @@
-"""Checking a weights file before it is used: exact tensors, every value finite.
+"""Checking a weights file before it is used: exact tensors, every value finite, sane sizes.
 
 Owns: reading the file, in bounded memory. Does not own: the rules of headers (`wire.safetensors_header`).
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ _EXPONENT: dict[str, tuple[str, int]] = {
     "F32": ("<u4", 0x7F800000),
     "F64": ("<u8", 0x7FF0000000000000),
 }
+MAX_RMS = 1e4
+"""Of one tensor. Trained weights stay below some tens; a product of a few such tensors would overflow fp16."""
 _WHOLE_NUMBERS = {name for name in DTYPE_BYTES if not name.startswith(("F", "BF"))}
 
 
@@ -61,20 +64,28 @@ def check_weights(path: Path, tensors: Sequence[TensorSpec]) -> None:
 
 
 def check_weights_file(path: Path, tensors: Sequence[TensorSpec]) -> None:
-    """As `check_weights`, and refuse a file that holds a NaN or an infinity. Reads it once, in chunks.
+    """As `check_weights`, and refuse a file that holds a NaN or an infinity, a tensor whose root mean square
+    exceeds `MAX_RMS`, or nothing but zeros. Reads it once, in chunks.
 
     Raises `RemoteProtocolError` naming the tensor, also when its floating-point dtype cannot be checked.
     """
     with _opened(path) as (fd, header):
         check_schema(header, tensors)
-        for tensor in header.tensors:
-            _check_finite(fd, tensor)
+        total = 0.0
+        floating = [one for one in header.tensors if one.spec.dtype not in _WHOLE_NUMBERS]
+        for tensor in floating:
+            squares = _check_values(fd, tensor)
+            if squares > MAX_RMS**2 * math.prod(tensor.spec.shape):
+                raise RemoteProtocolError(f"tensor {tensor.spec.name!r} holds values of an insane size")
+            total += squares
+    if floating and total == 0:
+        raise RemoteProtocolError("every weight is zero: nothing was trained here")
 
 
-def _check_finite(fd: int, tensor: HeaderTensor) -> None:
+def _check_values(fd: int, tensor: HeaderTensor) -> float:
+    """The sum of the squares of a floating-point tensor's values, all of which must be finite."""
     name, dtype = tensor.spec.name, tensor.spec.dtype
-    if dtype in _WHOLE_NUMBERS:
-        return
+    squares = 0.0
     if dtype not in _EXPONENT:
         raise RemoteProtocolError(f"tensor {name!r} has dtype {dtype}, whose values cannot be checked")
     pattern, exponent = _EXPONENT[dtype]
@@ -86,3 +97,13 @@ def _check_finite(fd: int, tensor: HeaderTensor) -> None:
         bits: NDArray[np.unsignedinteger] = np.frombuffer(data, pattern)
         if np.any((bits & bits.dtype.type(exponent)) == exponent):
             raise RemoteProtocolError(f"tensor {name!r} holds a value that is not finite")
+        values = _as_floats(bits, dtype)
+        squares += float(np.dot(values, values))
+    return squares
+
+
+def _as_floats(bits: NDArray[np.unsignedinteger], dtype: str) -> NDArray[np.float64]:
+    if dtype == "BF16":
+        wide = bits.astype(np.uint32) << 16  # bfloat16 is the upper half of a float32
+        return wide.view(np.float32).astype(np.float64)
+    return bits.view({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).astype(np.float64)

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
 from paris_p2p.wire.bencode import Bencoded, bdecode, bencode
-from paris_p2p.wire.content import MAX_ITEM_BYTES, ContentRef
+from paris_p2p.wire.content import MAX_ITEM_BYTES, AnyRef, ContentRef
 
+Buffer = bytes | bytearray | memoryview
 BLOCK_BYTES = 1 << 14
 """Bytes under one leaf of a file's merkle tree (BEP 52)."""
 HASH_BYTES = 32
@@ -78,7 +79,7 @@ class Layout:
         return tuple(FileIndex(i) for i, entry in enumerate(self.files) if entry.pieces > 1)
 
 
-def block_hashes(data: bytes | memoryview) -> list[bytes]:
+def block_hashes(data: Buffer) -> list[bytes]:
     """The SHA-256 of each 16 KiB block of `data`; the last block may be short and is not padded."""
     view = memoryview(data)
     return [hashlib.sha256(view[i : i + BLOCK_BYTES]).digest() for i in range(0, len(view), BLOCK_BYTES)]
@@ -135,21 +136,27 @@ def check_layer(entry: FileEntry, hashes: bytes, piece_length: int) -> bool:
     return layer_root(hashes, piece_length) == entry.pieces_root
 
 
-def check_piece(layout: Layout, piece: int, data: bytes | memoryview, layer: bytes | None) -> bool:
-    """Whether `data` is the piece. `layer`: the checked layer of its file, None if that has one piece.
+def check_piece(layout: Layout, piece: int, data: Buffer | Sequence[Buffer], layer: bytes | None) -> bool:
+    """Whether `data` (or its consecutive parts) is the piece. `layer`: the checked layer of its file, None
+    if that has one piece.
 
     Raises `LocalProtocolError` when the layer is needed and missing.
     """
     index, offset, length = layout.piece_span(piece)
     entry = layout.files[index]
-    if len(data) != length:
+    parts = [data] if isinstance(data, Buffer) else data
+    if sum(map(len, parts)) != length:
         return False
+    if any(len(part) % BLOCK_BYTES for part in parts[:-1]):
+        parts = [b"".join(parts)]
+    leaves = [leaf for part in parts for leaf in block_hashes(part)]
     if entry.pieces == 1:
-        return single_piece_root(data) == entry.pieces_root
+        return _root(leaves, 0, _levels(len(leaves))) == entry.pieces_root
     if layer is None:
         raise LocalProtocolError("a piece cannot be checked before its file's piece layer is known")
     at = offset // layout.piece_length * HASH_BYTES
-    return piece_hash(data, layout.piece_length) == layer[at : at + HASH_BYTES]
+    root = _root(leaves, 0, _levels(layout.piece_length // BLOCK_BYTES))
+    return root == layer[at : at + HASH_BYTES]
 
 
 def part_fault(part: str) -> str | None:
@@ -228,16 +235,17 @@ def content_ref(info: bytes) -> ContentRef:
     return ContentRef(info_hash(info), layout.length, layout.piece_length)
 
 
-def parse_info(info: bytes, ref: ContentRef) -> Layout:
+def parse_info(info: bytes, ref: AnyRef) -> Layout:
     """The layout of the item `ref` from the `info` a peer sent.
 
     Raises `RemoteProtocolError` unless it hashes to `ref.info_hash`, passes `read_layout`, and has the
-    length and piece length of `ref`.
+    length and piece length of `ref`, where that says them.
     """
     if len(info) > MAX_INFO_BYTES or info_hash(info) != ref.info_hash:
         raise RemoteProtocolError("the info dictionary is not the one asked for: its hash differs")
     layout = read_layout(info)
-    if (layout.length, layout.piece_length) != (ref.length, ref.piece_length):
+    sizes = (layout.length, layout.piece_length)
+    if isinstance(ref, ContentRef) and sizes != (ref.length, ref.piece_length):
         raise RemoteProtocolError("the info dictionary has another length or piece length than announced")
     return layout
 

@@ -3,6 +3,10 @@
 Owns: one byte string per value (sorted keys, shortest integers, 64-bit floats, no extension types), so
 that a hash or a signature over a value means something; and decoding into typed values with the path of
 the first thing that is wrong. Does not own: any message or record (they are plain dataclasses elsewhere).
+
+A field made with `optional` is left out of the encoding while it has its default, and refused when it stands
+there with it: formats grow, values that do not use the new field keep their bytes, and each value still has
+one encoding.
 """
 
 import dataclasses
@@ -21,6 +25,14 @@ T = TypeVar("T")
 
 MAX_DEPTH = 16
 """Nesting beyond this is refused in either direction: nothing here needs half of it."""
+
+
+_OPTIONAL = "canonical.optional"
+
+
+def optional(default: T) -> T:
+    """A dataclass field that is encoded only when it differs from `default` (an immutable value)."""
+    return dataclasses.field(default=default, metadata={_OPTIONAL: True})
 
 
 def pack(value: object) -> bytes:
@@ -73,7 +85,13 @@ def unpack(data: bytes, max_bytes: int) -> Any:
 def to_plain(value: Any) -> Any:
     """Plain data for a (nested) dataclass: each dataclass becomes a map of its fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        pairs = ((field, getattr(value, field.name)) for field in fields)
+        return {
+            field.name: to_plain(part)
+            for field, part in pairs
+            if not (_OPTIONAL in field.metadata and part == field.default)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -142,11 +160,16 @@ def _from_fields(kind: Any, plain: object, where: str) -> object:
     if not isinstance(plain, dict):
         raise RemoteProtocolError(f"{where}: a map is expected")
     hints = _type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    absent = {name for name, field in fields.items() if _OPTIONAL in field.metadata} - plain.keys()
+    names = fields.keys() - absent
     if plain.keys() != names:
         odd = sorted(plain.keys() ^ names)
         raise RemoteProtocolError(f"{where}: fields missing or unknown: {', '.join(map(str, odd))[:200]}")
     values = {name: _from_plain(hints[name], plain[name], f"{where}.{name}") for name in names}
+    for name, value in values.items():
+        if _OPTIONAL in fields[name].metadata and value == fields[name].default:
+            raise RemoteProtocolError(f"{where}.{name}: a default is not encoded")
     try:
         return kind(**values)
     except ValueError as error:

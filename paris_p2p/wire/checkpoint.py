@@ -4,6 +4,8 @@ It has no expiry of its own: any peer that holds the checkpoint may announce it 
 long after the trainer has gone, and nobody can alter it.
 """
 
+import functools
+import hashlib
 from dataclasses import dataclass
 
 from paris_p2p.errors import RemoteProtocolError
@@ -11,8 +13,10 @@ from paris_p2p.ids import NodeId, Role, RunId, Term
 from paris_p2p.wire import canonical
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity, verify
+from paris_p2p.wire.terms import MAX_TERM
 
 MAX_STATEMENT_BYTES = 640
+CACHED_STATEMENTS = 8192
 _CONTEXT = b"paris-p2p checkpoint 1\0"
 
 
@@ -42,7 +46,7 @@ class CheckpointStatement:
     def __post_init__(self) -> None:
         if len(self.run_id) != 32 or len(self.holder) != 32 or len(self.parent) not in (0, 32):
             raise ValueError("run_id, holder or parent has a wrong length")
-        if not 0 <= self.step <= self.total_steps or self.term < 1 or self.variant < 0:
+        if not 0 <= self.step <= self.total_steps or not 1 <= self.term <= MAX_TERM or self.variant < 0:
             raise ValueError("step, term or variant out of range")
 
     @property
@@ -63,8 +67,33 @@ def sign_statement(statement: CheckpointStatement, holder: Identity) -> bytes:
     return canonical.encode(_Envelope(body, holder.sign(_CONTEXT + body)))
 
 
+def statement_digest(data: bytes) -> bytes:
+    """What an attestation names a signed statement by: SHA-256 of its bytes."""
+    return hashlib.sha256(data).digest()
+
+
 def check_statement(data: bytes) -> CheckpointStatement:
-    """The statement in `data` if its holder signed it; else `RemoteProtocolError`."""
+    """The statement in `data` if its holder signed it; else `RemoteProtocolError`.
+
+    The last `CACHED_STATEMENTS` answers are remembered, refusals too: a run's readers meet the same ones
+    every few seconds.
+    """
+    found = _checked(bytes(data))
+    if isinstance(found, str):
+        raise RemoteProtocolError(found)
+    return found
+
+
+@functools.lru_cache(maxsize=CACHED_STATEMENTS)
+def _checked(data: bytes) -> CheckpointStatement | str:
+    """The statement, or why there is none."""
+    try:
+        return _check(data)
+    except RemoteProtocolError as error:
+        return str(error)
+
+
+def _check(data: bytes) -> CheckpointStatement:
     envelope = canonical.decode(_Envelope, data, MAX_STATEMENT_BYTES)
     statement = canonical.decode(CheckpointStatement, envelope.body, MAX_STATEMENT_BYTES)
     if not verify(statement.holder, _CONTEXT + envelope.body, envelope.signature):

@@ -1,6 +1,7 @@
 """The reference to a content item, as it stands in manifests, records and messages."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from paris_p2p.ids import InfoHash
 
@@ -29,6 +30,24 @@ class ContentRef:
         power_of_two = self.piece_length > 0 and self.piece_length & (self.piece_length - 1) == 0
         if not power_of_two or not MIN_PIECE_LENGTH <= self.piece_length <= MAX_PIECE_LENGTH:
             raise ValueError("piece_length is not a power of two from 16 KiB to 64 MiB")
+
+
+@dataclass(frozen=True, slots=True)
+class MagnetRef:
+    """An item known by its id alone, as a magnet link names it (`info_hash`: 32 bytes).
+
+    Its sizes come with its info dictionary, which the id proves; until then nobody knows how much disk it
+    needs. Records and manifests always carry a `ContentRef`: this is for ids that a person types.
+    """
+
+    info_hash: InfoHash
+
+    def __post_init__(self) -> None:
+        if len(self.info_hash) != 32:
+            raise ValueError("info_hash is not 32 bytes")
+
+
+AnyRef: TypeAlias = ContentRef | MagnetRef
 
 
 def default_piece_length(length: int) -> int:

@@ -20,6 +20,7 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_CLUSTERS = 1024
 MAX_TENSORS = 20_000
+MAX_CLAIMANTS = 4096
 SIGNING_CONTEXT = b"paris-p2p run manifest 1\0"
 
 
@@ -82,12 +83,16 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class ExpertVariant:
-    """One kind of network an expert may be: `objective` is `flow_matching` (v = eps - x0) or `ddpm` (eps)."""
+    """One kind of network an expert may be: `objective` is `flow_matching` (v = eps - x0) or `ddpm` (eps).
+
+    `initial`: the item whose weights file every expert of this kind starts from; without one each starts from
+    its own random weights."""
 
     name: str
     objective: str
     architecture: Architecture
     training: Training
+    initial: ContentRef | None = canonical.optional(None)  # noqa: RUF009 - a `dataclasses.field`
 
     def __post_init__(self) -> None:
         if self.objective not in ("flow_matching", "ddpm"):
@@ -194,6 +199,8 @@ class Manifest:
 
     `replicas`: how many peers beside the trainer should hold each newest checkpoint.
     `example_prompts`: captions to show newcomers (at most 64, 200 characters each).
+    `restricted`: only the organiser, the `claimants` and nodes with the organiser's pass may claim roles and
+    speak about checkpoints (`core.access`); anybody may hold and serve content.
     """
 
     format: int
@@ -205,6 +212,8 @@ class Manifest:
     lease: LeaseTimes
     replicas: int
     example_prompts: tuple[str, ...]
+    restricted: bool = canonical.optional(False)
+    claimants: tuple[NodeId, ...] = canonical.optional(())
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= 64:
@@ -219,6 +228,10 @@ class Manifest:
             raise ValueError("replicas or components out of range")
         if len(self.example_prompts) > 64 or any(len(prompt) > 200 for prompt in self.example_prompts):
             raise ValueError("too many or too long example prompts")
+        if len(self.claimants) > MAX_CLAIMANTS or any(len(key) != NODE_ID_BYTES for key in self.claimants):
+            raise ValueError(f"claimants are at most {MAX_CLAIMANTS} keys of 32 bytes")
+        if self.claimants and not self.restricted:
+            raise ValueError("claimants are named only in a restricted run")
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -233,6 +246,10 @@ class Manifest:
         """The network of `role` (an expert as `variant`)."""
         recipe = self.recipe
         return recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
+
+    def initial(self, role: Role) -> tuple[ContentRef | None, ...]:
+        """The item each variant of `role` starts from, None for random weights."""
+        return () if role == ROUTER else tuple(variant.initial for variant in self.recipe.experts)
 
     def shards(self, role: Role) -> tuple[ContentRef, ...]:
         """The items `role` needs for training: its own cluster's, or every cluster's for the router."""

@@ -6,7 +6,7 @@ journey (`net`).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -20,9 +20,9 @@ VERSION = 1
 MAX_PIECES = bep52.MAX_PIECES
 MAX_INFO_BYTES = bep52.MAX_INFO_BYTES
 MAX_CONTROL_BYTES = MAX_PIECES // 8 + 1024  # the longest legal message is a bitfield of MAX_PIECES bits
-MAX_BLOCK_BYTES = 256 * 1024  # what any peer may offer to accept; `Hello.max_block` says less
+MAX_BLOCK_BYTES = 1024 * 1024  # what any peer may offer to accept; `Hello.max_block` may say less
 MIN_BLOCK_BYTES = 16 * 1024  # BEP 52's leaf: what every peer must accept
-BLOCK_BYTES = 64 * 1024  # what this node asks for
+BLOCK_BYTES = 64 * 1024  # what this node asks a peer for of whose speed it knows nothing
 MAX_CHUNK_BYTES = 64 * 1024  # of an info dictionary or a piece layer
 MAX_LAYER_BYTES = MAX_PIECES * 32
 MAX_OUTSTANDING_REQUESTS = 256  # what any peer may offer to queue
@@ -40,6 +40,7 @@ IGNORE_UNKNOWN = "ignore-unknown"
 _HEADER = struct.Struct(">IB")
 _BLOCK_HEADER = struct.Struct(">II")
 _CONTROL, _BLOCK = 0, 1
+SCRATCH_BYTES = 4096  # received at once between blocks: what of a block comes with it is copied
 BLOCK_OVERHEAD = _HEADER.size + _BLOCK_HEADER.size
 
 BYE_DONE = 0
@@ -278,7 +279,7 @@ class Block:
 
     piece: PieceIndex
     offset: int
-    data: bytes
+    data: bytes | bytearray
 
 
 Control = (
@@ -357,25 +358,68 @@ def _decode_control(payload: bytes) -> Control | Unknown:
     return canonical.from_plain(kind, plain[1], name)
 
 
+@dataclass(slots=True)
+class _Arriving:
+    """A block of which a part is here."""
+
+    piece: PieceIndex
+    offset: int
+    data: bytearray
+    here: int  # bytes
+
+
 class FrameDecoder:
     """Bytes in, messages out; buffers at most one frame plus what was fed at once.
 
-    `max_block`: the longest block (bytes) to accept. After an error every call raises it again.
+    Bytes are either handed over (`feed`), or received in place: into `buffer()`, then `filled(count)`. A
+    block's data is then never copied. `max_block`: the longest block (bytes) to accept. `expects(piece,
+    offset, length)`: whether a block was asked for, so that nothing is set aside for one that was not.
+    After an error every call of `next_message` raises it again.
     """
 
-    def __init__(self, max_block: int = MAX_BLOCK_BYTES) -> None:
+    def __init__(
+        self,
+        max_block: int = MAX_BLOCK_BYTES,
+        expects: Callable[[PieceIndex, int, int], bool] = lambda piece, offset, length: True,
+    ) -> None:
         self._limits = {_CONTROL: 1 + MAX_CONTROL_BYTES, _BLOCK: 1 + _BLOCK_HEADER.size + max_block}
+        self._expects = expects
         self._buffer = bytearray()
         self._start = 0
+        self._arriving: _Arriving | None = None
+        self._scratch = bytearray()  # made when it is first used
         self._error: RemoteProtocolError | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Takes bytes as they came."""
+        block = self._arriving
+        if block is not None:
+            taken = min(len(data), len(block.data) - block.here)
+            block.data[block.here : block.here + taken] = data[:taken]
+            block.here += taken
+            data = data[taken:]
         if self._start:
             # Once per read, not once per message: what is moved is less than one frame.
             del self._buffer[: self._start]
             self._start = 0
         self._buffer += data
+
+    def buffer(self) -> memoryview:
+        """Where to receive next (at least one byte); all messages must have been taken."""
+        block = self._arriving
+        if block is not None and block.here < len(block.data):
+            return memoryview(block.data)[block.here :]
+        if not self._scratch:
+            self._scratch = bytearray(SCRATCH_BYTES)
+        return memoryview(self._scratch)
+
+    def filled(self, count: int) -> None:
+        """`count` bytes were received into `buffer()`."""
+        block = self._arriving
+        if block is not None and block.here < len(block.data):
+            block.here += count
+        else:
+            self.feed(memoryview(self._scratch)[:count])
 
     def next_message(self) -> Message | None:
         """The next whole message, or None when more bytes are needed. Raises `RemoteProtocolError`."""
@@ -387,9 +431,12 @@ class FrameDecoder:
             self._error = error
             self._buffer.clear()
             self._start = 0
+            self._arriving = None
             raise
 
     def _next(self) -> Message | None:
+        if self._arriving is not None:
+            return self._arrived(self._arriving)
         if len(self._buffer) - self._start < _HEADER.size:
             return None
         length, kind = _HEADER.unpack_from(self._buffer, self._start)
@@ -400,17 +447,39 @@ class FrameDecoder:
             raise RemoteProtocolError(f"a frame of {length} bytes, at most {limit} are allowed")
         begin = self._start + _HEADER.size
         end = begin + length - 1
+        if kind == _BLOCK:
+            return self._block(begin, end)
         if len(self._buffer) < end:
             return None
         self._start = end
-        return self._block(begin, end) if kind == _BLOCK else _decode_control(self._bytes(begin, end))
+        return _decode_control(self._bytes(begin, end))
 
     def _bytes(self, begin: int, end: int) -> bytes:
         with memoryview(self._buffer) as view:
             return bytes(view[begin:end])
 
-    def _block(self, begin: int, end: int) -> Block:
-        if end - begin <= _BLOCK_HEADER.size:
+    def _block(self, begin: int, end: int) -> Block | None:
+        length = end - begin - _BLOCK_HEADER.size
+        if length <= 0:
             raise RemoteProtocolError("a block without data")
+        here = len(self._buffer) - begin - _BLOCK_HEADER.size
+        if here < 0:
+            return None
         piece, offset = _BLOCK_HEADER.unpack_from(self._buffer, begin)
-        return Block(PieceIndex(piece), offset, self._bytes(begin + _BLOCK_HEADER.size, end))
+        if not self._expects(PieceIndex(piece), offset, length):
+            raise RemoteProtocolError(f"a block that was not asked for: piece {piece} at {offset}")
+        if here >= length:
+            self._start = end
+            return Block(PieceIndex(piece), offset, self._bytes(begin + _BLOCK_HEADER.size, end))
+        data = bytearray(length)
+        data[:here] = self._buffer[begin + _BLOCK_HEADER.size :]
+        self._arriving = _Arriving(PieceIndex(piece), offset, data, here)
+        self._buffer.clear()
+        self._start = 0
+        return None
+
+    def _arrived(self, block: _Arriving) -> Block | None:
+        if block.here < len(block.data):
+            return None
+        self._arriving = None
+        return Block(block.piece, block.offset, block.data)

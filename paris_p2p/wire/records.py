@@ -6,6 +6,7 @@ whoever stores or reads it applies `check_record`. Nothing else may be stored un
 Does not own: the DHT itself (`dht`).
 """
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -14,15 +15,21 @@ from typing import Any
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import NodeId, Role, RunId, Term
 from paris_p2p.wire import canonical
+from paris_p2p.wire.access_pass import MAX_PASS_BYTES
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, verify
+from paris_p2p.wire.terms import MAX_TERM
 
 PROTOCOL_VERSION = 1
 MAX_RECORD_BYTES = 1024
 MAX_ADDRESSES = 3
 MAX_ADDRESS_CHARS = 112
 """The longest IPv6 address with port and peer id has 111; with 3 of them every record fits its cap."""
+MAX_CHECKS = 8
+"""In one attestation; with a pass it still fits the cap."""
 CLOCK_TOLERANCE_S = 5.0
+CACHED_RECORDS = 8192
+"""Verified records remembered: at most 1.5 KiB each."""
 _CONTEXT = "paris-p2p record 1"
 
 
@@ -69,28 +76,64 @@ class MemberRecord:
 class ClaimRecord:
     """Kind `claim`, scope run id + role. `state`: `bid`, `hold`, or `released` (a tombstone).
 
-    `since_unix`: when this node first wrote its bid for this term; `term`: the fencing token.
+    `since_unix`: when this node first wrote its bid for this term; `term`: the fencing token (`wire.terms`);
+    `access`: in a restricted run the owner's pass (`wire.access_pass`), if it needs one.
     """
 
     state: str
     term: Term
     since_unix: float
+    access: bytes = canonical.optional(b"")
 
     def __post_init__(self) -> None:
-        if self.state not in ("bid", "hold", "released") or not 1 <= self.term < 1 << 31:
+        _check_access(self.access)
+        if self.state not in ("bid", "hold", "released") or not 1 <= self.term <= MAX_TERM:
             raise ValueError("claim state or term out of range")
 
 
 @dataclass(frozen=True, slots=True)
 class AnnounceRecord:
     """Kind `announce`, scope run id + role: the owner of this record holds the checkpoint of `statement`
-    (a signed `CheckpointStatement`, possibly another node's) and serves it at `addresses`."""
+    (a signed `CheckpointStatement`, possibly another node's) and serves it at `addresses`. `access`: the pass
+    of the statement's holder, if the run is restricted and it needs one."""
 
     statement: bytes
     addresses: tuple[str, ...]
+    access: bytes = canonical.optional(b"")
 
     def __post_init__(self) -> None:
         _check_addresses(self.addresses)
+        _check_access(self.access)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the owner of an `AttestRecord` found. `statement`: SHA-256 of the signed statement's bytes;
+    `good`: whether the weights are what the recipe asks for; `loss`: their held-out loss, if measured."""
+
+    statement: bytes
+    good: bool
+    loss: float | None
+
+    def __post_init__(self) -> None:
+        if len(self.statement) != 32:
+            raise ValueError("a statement's digest is 32 bytes")
+        if self.loss is not None and not 0 <= self.loss < math.inf:
+            raise ValueError("loss is not a loss")
+
+
+@dataclass(frozen=True, slots=True)
+class AttestRecord:
+    """Kind `attest`, scope run id + role: the owner fetched these checkpoints and checked them itself, newest
+    last. `access`: the owner's pass, if the run is restricted and it needs one."""
+
+    checks: tuple[Check, ...]
+    access: bytes = canonical.optional(b"")
+
+    def __post_init__(self) -> None:
+        if len(self.checks) > MAX_CHECKS:
+            raise ValueError("too many checks")
+        _check_access(self.access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +147,7 @@ class ProvideRecord:
         _check_addresses(self.addresses)
 
 
-Payload = RunRecord | MemberRecord | ClaimRecord | AnnounceRecord | ProvideRecord
+Payload = RunRecord | MemberRecord | ClaimRecord | AnnounceRecord | AttestRecord | ProvideRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +163,7 @@ KINDS: dict[str, Kind] = {
     "member": Kind(MemberRecord, 600.0),
     "claim": Kind(ClaimRecord, 3600.0),
     "announce": Kind(AnnounceRecord, 86_400.0),
+    "attest": Kind(AttestRecord, 3600.0),
     "provide": Kind(ProvideRecord, 3600.0),
 }
 KIND_OF: dict[type[Any], str] = {kind.payload: name for name, kind in KINDS.items()}
@@ -195,7 +239,20 @@ def check_record(
     Refuses: ownerless or foreign subkeys, values over the cap, unknown kinds, a record moved to another
     key, an expiry further ahead than its kind allows (plus `CLOCK_TOLERANCE_S`), a wrong signature,
     a malformed payload. Whether it has already expired is the caller's to judge.
+
+    What was found good once is not verified again while it is among the last `CACHED_RECORDS`: a reader sees
+    the same records every few seconds, and a signature costs 0.2 ms of the event loop.
     """
+    record = _verified(bytes(dht_id), bytes(subkey), bytes(value), float(expiration_unix))
+    latest = now_unix + KINDS[record.kind].max_ttl_s + CLOCK_TOLERANCE_S
+    if not expiration_unix <= latest:
+        raise RemoteProtocolError("the record expires further ahead than its kind allows")
+    return record
+
+
+@functools.lru_cache(maxsize=CACHED_RECORDS)
+def _verified(dht_id: bytes, subkey: bytes, value: bytes, expiration_unix: float) -> Record:
+    """`check_record` as far as it does not depend on the time."""
     if len(subkey) != NODE_ID_BYTES:
         raise RemoteProtocolError("the record has no owner: its subkey is not a node's key")
     envelope = canonical.decode(_Envelope, value, MAX_RECORD_BYTES)
@@ -204,8 +261,7 @@ def check_record(
         raise RemoteProtocolError("the record is of an unknown kind")
     if key_id(record_key(envelope.kind, envelope.scope)) != dht_id:
         raise RemoteProtocolError("the record belongs to another key")
-    latest = now_unix + kind.max_ttl_s + CLOCK_TOLERANCE_S
-    if not (math.isfinite(expiration_unix) and expiration_unix <= latest):  # NaN and -inf cannot be signed
+    if not math.isfinite(expiration_unix):  # NaN and infinities cannot be signed
         raise RemoteProtocolError("the record expires further ahead than its kind allows")
     owner = NodeId(subkey)
     signed = _signed_bytes(envelope.kind, envelope.scope, owner, envelope.payload, expiration_unix)
@@ -213,6 +269,11 @@ def check_record(
         raise RemoteProtocolError("the record's signature is not its owner's")
     payload = canonical.decode(kind.payload, envelope.payload, MAX_RECORD_BYTES)
     return Record(envelope.kind, envelope.scope, owner, payload, expiration_unix)
+
+
+def _check_access(access: bytes) -> None:
+    if len(access) > MAX_PASS_BYTES:
+        raise ValueError("the pass is too long")
 
 
 def _check_addresses(addresses: tuple[str, ...]) -> None:

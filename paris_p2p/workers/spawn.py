@@ -138,6 +138,10 @@ class Worker:
         await self._end()
         return messages
 
+    def kill(self) -> None:
+        """End the child at once; whoever waits for it or receives from it notices."""
+        self._signal(signal.SIGKILL)
+
     async def _end(self) -> None:
         """SIGTERM, then SIGKILL; returns when the process is gone."""
         with trio.CancelScope(shield=True):
@@ -185,7 +189,7 @@ class Worker:
             self._tail += data
             del self._tail[:-TAIL_BYTES]
             if sink is not None:
-                sink.write(data)
+                sink = _append(sink, data)
             elif lines.isEnabledFor(logging.DEBUG):
                 lines.debug("%s", data.decode(errors="replace").rstrip())
         self._output_ended.set()
@@ -217,6 +221,16 @@ async def open_worker(
     finally:
         if sink is not None:
             sink.close()
+
+
+def _append(sink: BinaryIO, data: bytes) -> BinaryIO | None:
+    """Write to a child's log; None when the disk refuses: the child's work is worth more than its log."""
+    try:
+        sink.write(data)
+    except OSError as error:
+        log.warning("a log is not written any more: %s", error)
+        return None
+    return sink
 
 
 def _start(

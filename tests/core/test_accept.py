@@ -36,6 +36,7 @@ from paris_p2p.wire.manifest import (
     sign_manifest,
 )
 from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, HeaderTensor
+from paris_p2p.wire.terms import MARK_BITS
 
 ORGANISER = Identity(b"o" * 32)
 TRAINING = Training(100, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
@@ -104,7 +105,8 @@ def test_a_fitting_statement_is_accepted() -> None:
         ({"variant": 2}, "variant 2"),
         ({"variant": 1}, "total steps"),
         ({"total_steps": 99}, "total steps"),
-        ({"term": Term(1 << 31)}, "term"),
+        ({"term": Term(1 << MARK_BITS)}, "term"),  # made in the very second that numbers count from
+        ({"created_unix": float("inf")}, "not a time"),
         ({"heldout_loss": -0.1}, "loss"),
         ({"heldout_loss": float("nan")}, "loss"),
         ({"weights": item(WEIGHT_BYTES)}, "weights are smaller"),

@@ -14,9 +14,10 @@ from paris_p2p.core.assignment import (
     SeenClaim,
     View,
     best_claim,
-    choose_role,
     claim_rank,
+    honoured,
     newest_statement,
+    preferred_roles,
     rendezvous,
     replication_targets,
     role_states,
@@ -27,6 +28,7 @@ from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import LeaseTimes
 from paris_p2p.wire.records import ClaimRecord, MemberRecord, Record
+from paris_p2p.wire.terms import MARK_BITS, highest_number, make_term
 
 NOW = 1.75e9
 A, B, C = expert_role(0), expert_role(1), ROUTER
@@ -136,15 +138,17 @@ def test_the_states_come_in_the_order_of_the_roles() -> None:
 # --- rivals --------------------------------------------------------------------------------------------
 
 
-def test_rivals_rank_by_hold_then_term_then_since() -> None:
+def test_rivals_rank_by_hold_then_holds_by_term_and_bids_by_number_and_since() -> None:
+    three = 3 << MARK_BITS
     ranked = [
-        claim(ANN, "hold", 2, since=9),
-        claim(BOB, "hold", 1, since=-9),
-        claim(CAT, "hold", 1, since=0),
-        claim(ANN, "bid", 7, since=-20),
-        claim(BOB, "bid", 3, since=-99),
+        claim(ANN, "hold", three + 2, since=9),
+        claim(BOB, "hold", three + 1, since=-9),
+        claim(CAT, "hold", 2, since=0),
+        claim(ANN, "bid", three + 1, since=-20),
+        claim(BOB, "bid", three + 7, since=-10),
+        claim(CAT, "bid", 9, since=-99),
     ]
-    shuffled = [ranked[i] for i in (3, 1, 4, 0, 2)]
+    shuffled = [ranked[i] for i in (3, 1, 4, 0, 5, 2)]
     assert sorted(shuffled, key=lambda c: claim_rank(A, c)) == ranked
 
 
@@ -160,12 +164,46 @@ def test_expired_and_released_claims_do_not_compete() -> None:
     assert best_claim(A, seen) == claim(CAT, "bid", 1)
 
 
-def test_a_claim_that_would_lock_a_role_for_longer_than_a_lease_is_dropped() -> None:
-    def record(left: float, since: float = NOW) -> Record:
-        return Record("claim", b"", ANN, ClaimRecord("hold", Term(1), since), NOW + left)
+def record(left: float = 60.0, since: float = NOW, number: int = 1, owner: NodeId = ANN) -> Record:
+    term = make_term(number, A, ANN, since)
+    return Record("claim", b"", owner, ClaimRecord("hold", term, since), NOW + left)
 
-    seen = seen_claims([record(65), record(600), record(30, math.nan)], TIMES, NOW)
-    assert [c.expiration_unix - NOW for c in seen] == [65]
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record(left=600),
+        record(since=math.nan),
+        record(since=NOW + 30),
+        record(number=highest_number(NOW) + 1),
+        record(owner=BOB),
+        Record("claim", b"", ANN, ClaimRecord("hold", Term(1), NOW), NOW + 60),
+    ],
+    ids=["longer than a lease", "no time", "the future", "too high a number", "another's term", "no mark"],
+)
+def test_a_claim_that_the_protocol_cannot_produce_is_dropped(bad: Record) -> None:
+    assert seen_claims(A, [bad, record(65)], TIMES, NOW) == seen_claims(A, [record(65)], TIMES, NOW)
+    assert not seen_claims(A, [bad], TIMES, NOW)
+    assert len(seen_claims(A, [record(65)], TIMES, NOW)) == 1
+
+
+def test_of_a_key_that_claims_every_role_only_the_newest_claims_count() -> None:
+    roles = [expert_role(n) for n in range(4)]
+    seen = {role: [claim(ANN, since=n), claim(BOB, since=-n)] for n, role in enumerate(roles)}
+    only = honoured(seen, NOW, 1)
+    assert [[c.owner for c in only[role]] for role in roles] == [[BOB], [], [], [ANN]]
+    two = honoured(seen, NOW, 2)
+    assert [[c.owner for c in two[role]] for role in roles] == [[BOB], [BOB], [ANN], [ANN]]
+
+
+def test_a_role_that_its_holder_has_left_for_another_is_free_though_no_tombstone_was_seen() -> None:
+    seen = {A: [claim(ANN, since=-20)], B: [claim(ANN, "bid", since=-1)], C: [claim(BOB)]}
+    assert honoured(seen, NOW, 1) == {A: [], B: seen[B], C: seen[C]}
+
+
+def test_what_has_ended_counts_towards_no_limit() -> None:
+    seen = {A: [claim(ANN, since=-20)], B: [claim(ANN, "released")], C: [claim(ANN, left=-1)]}
+    assert honoured(seen, NOW, 1) == seen
 
 
 # --- lineages ------------------------------------------------------------------------------------------
@@ -192,7 +230,7 @@ def test_of_equal_steps_the_lower_loss_is_kept_and_no_loss_at_all_is_the_worst()
 
 
 def choose(who: NodeId, seen: View, roles: Sequence[Role]) -> Role | None:
-    return choose_role(who, role_states(roles, seen).values())
+    return next(iter(preferred_roles(who, role_states(roles, seen).values())), None)
 
 
 def test_unclaimed_roles_come_before_stale_ones_and_held_ones_are_left_alone() -> None:
@@ -206,6 +244,12 @@ def test_a_hundred_joiners_spread_over_the_free_roles() -> None:
     roles = [expert_role(n) for n in range(8)]
     taken = Counter(choose(node(n), view(), roles) for n in range(100))
     assert len(taken) == 8 and max(taken.values()) < 30
+
+
+def test_of_stale_roles_the_one_furthest_behind_is_taken_most_often_but_not_by_all() -> None:
+    seen = View(NOW, {}, {A: statement(A, step=90), B: statement(B, step=10)})
+    taken = Counter(choose(node(n), seen, [A, B]) for n in range(200))
+    assert 120 < taken[B] < 180
 
 
 # --- replication ---------------------------------------------------------------------------------------

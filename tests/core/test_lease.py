@@ -3,35 +3,31 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paris_p2p.core.assignment import SeenClaim, View
-from paris_p2p.core.lease import (
-    MAX_TERM,
-    TRANSITIONS,
-    Action,
-    Event,
-    LeaseMachine,
-    Now,
-    Start,
-    State,
-    Stop,
-    WriteClaim,
-    transition,
-)
+from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
+from paris_p2p.core.lease_table import TRANSITIONS, Event, State, transition
 from paris_p2p.errors import LocalProtocolError
 from paris_p2p.ids import InfoHash, NodeId, Role, RunId, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import LeaseTimes
+from paris_p2p.wire.terms import MARK_BITS, belongs, highest_number, term_number
 
 TIMES = LeaseTimes(ttl_s=60.0, renew_s=20.0, settle_s=3.0, poll_s=10.0)
 EPOCH = 1.75e9
 ME, RIVAL, OTHER = (NodeId(bytes([n]) * 32) for n in (1, 2, 3))
 A, B = Role("expert-0"), Role("expert-1")
+
+
+def term(number: int) -> Term:
+    """Some claim's term of this number."""
+    return Term(number << MARK_BITS)
 
 
 class Rig:
@@ -58,11 +54,11 @@ class Rig:
         return View(self.now.unix, claims, dict(self.statements))
 
     def put(
-        self, role: Role, owner: NodeId, state: str, term: int, *, since: float = 0.0, left: float = 60.0
+        self, role: Role, owner: NodeId, state: str, number: int, *, since: float = 0.0, left: float = 60.0
     ) -> None:
         """Another node's claim, begun `since` seconds from now, expiring in `left`."""
         unix = self.now.unix
-        self.claims[role, owner] = SeenClaim(owner, state, Term(term), unix + since, unix + left)
+        self.claims[role, owner] = SeenClaim(owner, state, term(number), unix + since, unix + left)
 
     def perform(self, actions: list[Action]) -> None:
         self.log += actions
@@ -107,19 +103,23 @@ class Rig:
         return self.log[before:]
 
     def writes(self) -> list[tuple[str, int]]:
-        return [(a.claim.state, a.claim.term) for a in self.log if isinstance(a, WriteClaim)]
+        """The states and numbers written."""
+        writes = [action.claim for action in self.log if isinstance(action, WriteClaim)]
+        return [(claim.state, term_number(claim.term)) for claim in writes]
 
-    def starts(self) -> list[Start]:
-        return [action for action in self.log if isinstance(action, Start)]
+    def starts(self) -> list[tuple[Role, int]]:
+        """The roles and numbers started."""
+        starts = [action for action in self.log if isinstance(action, Start)]
+        return [(start.role, term_number(start.term)) for start in starts]
 
     def stops(self) -> list[Stop]:
         return [action for action in self.log if isinstance(action, Stop)]
 
 
-def statement(role: Role, term: int, step: int, holder: NodeId = RIVAL) -> CheckpointStatement:
+def statement(role: Role, number: int, step: int, holder: NodeId = RIVAL) -> CheckpointStatement:
     ref = ContentRef(InfoHash(bytes(32)), 100, 1 << 14)
     return CheckpointStatement(
-        RunId(bytes(32)), role, Term(term), holder, step, 100, 0, ref, ref, b"", 1.0, EPOCH
+        RunId(bytes(32)), role, term(number), holder, step, 100, 0, ref, ref, b"", 1.0, EPOCH
     )
 
 
@@ -129,8 +129,9 @@ def statement(role: Role, term: int, step: int, holder: NodeId = RIVAL) -> Check
 def test_a_free_role_is_bid_for_held_confirmed_and_started_with_term_one() -> None:
     rig = Rig().until(State.HOLDING)
     assert rig.writes() == [("bid", 1), ("hold", 1)]
-    assert rig.starts() == [Start(A, Term(1))]
-    assert rig.machine.holding == Start(A, Term(1))
+    assert rig.starts() == [(A, 1)]
+    holding = rig.machine.holding
+    assert holding is not None and (holding.role, term_number(holding.term)) == (A, 1)
 
 
 def test_a_bid_settles_for_the_full_wait_and_a_hold_for_half_of_it() -> None:
@@ -167,6 +168,36 @@ def test_only_the_claimed_role_needs_reading_once_there_is_one() -> None:
     assert list(rig.machine.reads) == [rig.machine.role]
 
 
+def test_a_role_that_cannot_be_read_now_does_not_hold_up_the_choice_among_the_others() -> None:
+    rig = Rig((A, B))
+    assert rig.machine.patience_s < 5.0
+    rig.perform(rig.machine.step(View(rig.now.unix, {B: []}), rig.now))
+    assert rig.machine.reads == (B, A)
+    rig.seconds = max(rig.seconds, rig.machine.next_wakeup())
+    rig.perform(rig.machine.step(View(rig.now.unix, {B: []}), rig.now))
+    assert (rig.machine.state, rig.machine.role) == (State.BIDDING, B)
+    assert rig.machine.patience_s == math.inf
+
+
+def test_reads_that_show_nothing_make_the_next_one_more_patient() -> None:
+    rig = Rig((A, B))
+    first = rig.machine.patience_s
+    rig.machine.read_failed(rig.now)
+    assert rig.machine.patience_s == 2 * first
+    rig.perform(rig.machine.step(rig.view(), rig.now))
+    assert rig.machine.patience_s == first
+
+
+def test_who_finds_its_first_choice_taken_bids_for_the_second_at_once() -> None:
+    rig = Rig((A, B))
+    rig.perform(rig.machine.step(rig.view(), rig.now))
+    first, second = rig.machine.reads
+    rig.put(first, RIVAL, "bid", 1)
+    rig.seconds = max(rig.seconds, rig.machine.next_wakeup())
+    rig.perform(rig.machine.step(rig.view(), rig.now))
+    assert (rig.machine.state, rig.machine.role) == (State.BIDDING, second)
+
+
 def test_a_role_that_was_taken_during_the_random_delay_is_not_bid_for() -> None:
     rig = Rig()
     rig.perform(rig.machine.step(rig.view(), rig.now))
@@ -176,7 +207,7 @@ def test_a_role_that_was_taken_during_the_random_delay_is_not_bid_for() -> None:
 
 
 @pytest.mark.parametrize(("since", "wins"), [(-1.0, False), (1.0, True)])
-def test_of_two_bids_of_one_term_the_earlier_wins(since: float, wins: bool) -> None:
+def test_of_two_bids_of_one_number_the_earlier_wins(since: float, wins: bool) -> None:
     rig = Rig().until(State.BIDDING)
     rig.put(A, RIVAL, "bid", 1, since=since)
     rig.once()
@@ -200,9 +231,9 @@ def test_a_hold_beats_a_bid_even_of_a_higher_term() -> None:
     assert rig.writes() == [("bid", 8), ("released", 8)]
 
 
-def test_a_confirming_node_yields_to_an_earlier_hold_without_ever_starting() -> None:
+def test_a_confirming_node_yields_to_a_hold_of_a_higher_term_without_ever_starting() -> None:
     rig = Rig().until(State.CONFIRMING)
-    rig.put(A, RIVAL, "hold", 1, since=-20)
+    rig.put(A, RIVAL, "hold", 2, since=20)
     rig.once()
     assert rig.machine.state is State.BACKOFF and not rig.starts() and not rig.stops()
     assert rig.writes()[-1] == ("released", 1)
@@ -265,7 +296,7 @@ def test_the_term_is_one_more_than_any_seen_in_a_claim_or_a_checkpoint() -> None
     rig = Rig()
     rig.put(A, RIVAL, "released", 4)
     rig.statements[A] = statement(A, 6, 10)
-    assert rig.until(State.HOLDING).starts() == [Start(A, Term(7))]
+    assert rig.until(State.HOLDING).starts() == [(A, 7)]
 
 
 def test_the_term_of_an_expired_claim_is_remembered_as_long_as_the_machine_lives() -> None:
@@ -273,19 +304,39 @@ def test_the_term_of_an_expired_claim_is_remembered_as_long_as_the_machine_lives
     rig.put(A, RIVAL, "hold", 3, left=2000)
     rig.run(1500)
     assert rig.machine.state is State.IDLE
-    assert rig.until(State.HOLDING, 700).starts() == [Start(A, Term(4))]
+    assert rig.until(State.HOLDING, 700).starts() == [(A, 4)]
 
 
-def test_a_term_at_the_end_of_its_range_does_not_break_the_claim() -> None:
+def test_a_term_carries_the_mark_of_the_very_claim() -> None:
+    rig = Rig().until(State.HOLDING)
+    claim = rig.claims[A, ME]
+    assert belongs(claim.term, A, ME, claim.since_unix)
+
+
+def test_when_a_liar_has_used_up_all_numbers_the_next_is_bid_for_as_time_passes() -> None:
     rig = Rig()
-    rig.put(A, RIVAL, "released", MAX_TERM)
-    assert rig.until(State.HOLDING).starts() == [Start(A, Term(MAX_TERM))]
+    rig.put(A, RIVAL, "released", highest_number(rig.now.unix) + 5)
+    began = rig.seconds
+    rig.until(State.BIDDING)
+    assert 5.0 < rig.seconds - began < 9.0
+    assert rig.writes() == [("bid", highest_number(rig.now.unix))]
 
 
-def test_a_bidder_that_learns_of_a_checkpoint_of_its_own_term_bids_again_with_the_next() -> None:
+def test_a_checkpoint_with_a_number_from_the_future_does_not_end_a_lease() -> None:
+    rig = Rig().until(State.HOLDING)
+    rig.statements[A] = statement(A, highest_number(rig.now.unix) + 1000, 10)
+    rig.run(30.0)
+    assert not rig.stops()
+
+
+@pytest.mark.parametrize(("mark", "number"), [(0, 1), ((1 << MARK_BITS) - 1, 2)])
+def test_a_bidder_that_learns_of_a_checkpoint_of_its_own_number_goes_on_only_with_the_higher_term(
+    mark: int, number: int
+) -> None:
     rig = Rig().until(State.BIDDING)
-    rig.statements[A] = statement(A, 1, 10)
-    assert rig.until(State.HOLDING).starts() == [Start(A, Term(2))]
+    rig.statements[A] = replace(statement(A, 1, 10), term=Term(term(1) | mark))
+    assert rig.until(State.HOLDING).starts() == [(A, number)]
+    assert rig.claims[A, ME].term > rig.statements[A].term
 
 
 # --- holding -------------------------------------------------------------------------------------------
@@ -298,12 +349,14 @@ def test_a_lease_is_renewed_every_renewal_time_and_never_stops() -> None:
     assert not rig.stops()
 
 
-@pytest.mark.parametrize(("term", "since", "yields"), [(2, 50.0, True), (1, -500.0, True), (1, 50.0, False)])
-def test_of_two_holders_the_older_term_and_then_the_later_one_yields(
-    term: int, since: float, yields: bool
+@pytest.mark.parametrize(("mark", "yields"), [(1, True), (-1, False)])
+@pytest.mark.parametrize("since", [-500.0, 50.0])
+def test_of_two_holders_the_lower_term_yields_whoever_came_first(
+    mark: int, yields: bool, since: float
 ) -> None:
     rig = Rig().until(State.HOLDING)
-    rig.put(A, RIVAL, "hold", term, since=since)
+    unix, ours = rig.now.unix, rig.claims[A, ME].term
+    rig.claims[A, RIVAL] = SeenClaim(RIVAL, "hold", Term(ours + mark), unix + since, unix + 60)
     rig.run(21.0)
     assert bool(rig.stops()) == yields
     assert (("released", 1) in rig.writes()) == yields
@@ -314,6 +367,14 @@ def test_a_holder_ignores_bidders_of_whatever_term() -> None:
     rig.put(A, RIVAL, "bid", 9, since=-500)
     rig.run(30.0)
     assert not rig.stops()
+
+
+def test_a_rival_that_claims_another_role_since_then_counts_no_longer_here() -> None:
+    rig = Rig((A, B), wanted=None)
+    rig.put(A, RIVAL, "hold", 3, since=-100, left=300)
+    rig.put(B, RIVAL, "hold", 1, since=-50, left=300)
+    rig.until(State.HOLDING)
+    assert rig.starts() == [(A, 4)]
 
 
 def test_a_holder_stops_when_a_checkpoint_of_a_newer_term_shows() -> None:
@@ -332,7 +393,7 @@ def test_a_holder_stops_when_another_node_has_finished_the_role() -> None:
 
 def test_a_holder_sees_its_own_finished_checkpoint_without_stopping() -> None:
     rig = Rig().until(State.HOLDING)
-    rig.statements[A] = statement(A, 1, 100, ME)
+    rig.statements[A] = replace(statement(A, 1, 100, ME), term=rig.claims[A, ME].term)
     rig.run(25.0)
     assert not rig.stops()
     rig.machine.finished(A)
@@ -416,7 +477,7 @@ def test_a_dead_holders_role_is_taken_over_soon_after_its_claim_expires() -> Non
     died = rig.seconds
     rig.until(State.HOLDING)
     assert 60.0 < rig.seconds - died < 72.0
-    assert rig.starts() == [Start(A, Term(2))]
+    assert rig.starts() == [(A, 2)]
 
 
 def test_a_read_that_shows_only_a_part_does_not_make_a_held_role_look_free() -> None:
@@ -434,9 +495,9 @@ def test_a_restarted_node_takes_its_own_live_claim_back_at_once_with_the_next_te
         rig.put(role, RIVAL if role == A else ME, "hold", 3, left=55.0)
     began = rig.seconds
     rig.until(State.HOLDING)
-    assert rig.starts() == [Start(B, Term(4))]
+    assert rig.starts() == [(B, 4)]
     assert rig.seconds - began < 6.0
-    assert rig.claims[B, ME].state == "hold" and rig.claims[B, ME].term == 4
+    assert rig.claims[B, ME].state == "hold" and term_number(rig.claims[B, ME].term) == 4
 
 
 def test_a_restarted_node_that_wants_another_role_releases_its_old_claim() -> None:
@@ -444,7 +505,7 @@ def test_a_restarted_node_that_wants_another_role_releases_its_old_claim() -> No
     rig.put(B, ME, "hold", 3, left=55.0)
     rig.until(State.HOLDING)
     assert rig.claims[B, ME].state == "released"
-    assert rig.starts() == [Start(A, Term(1))]
+    assert rig.starts() == [(A, 1)]
 
 
 def test_a_holder_that_sees_a_foreign_claim_under_its_own_name_stops_and_does_not_hunt_it() -> None:
@@ -460,11 +521,11 @@ def test_a_holder_that_sees_a_foreign_claim_under_its_own_name_stops_and_does_no
 
 def test_after_finishing_a_role_the_next_one_is_claimed() -> None:
     rig = Rig((A, B)).until(State.HOLDING)
-    first = rig.starts()[0].role
+    first = rig.starts()[0][0]
     rig.machine.finished(first)
     rig.once()
     rig.until(State.HOLDING)
-    assert {start.role for start in rig.starts()} == {A, B}
+    assert {role for role, _ in rig.starts()} == {A, B}
 
 
 def test_a_role_whose_trainer_broke_is_left_alone_longer_each_time() -> None:
@@ -484,7 +545,7 @@ def test_a_node_that_was_asked_for_one_role_waits_for_that_one() -> None:
     rig.put(A, RIVAL, "hold", 1, left=300)
     rig.run(290)
     assert not rig.writes()
-    assert rig.until(State.HOLDING).starts() == [Start(A, Term(2))]
+    assert rig.until(State.HOLDING).starts() == [(A, 2)]
 
 
 def test_a_node_that_left_does_nothing_more() -> None:

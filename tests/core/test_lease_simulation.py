@@ -1,36 +1,24 @@
 """Many real lease machines over a simulated DHT: what must hold for the whole run.
 
-The simulator is `benchmarks/claims.py`; these are its small, fast scenarios.
+The simulator is `benchmarks/claims_simulator.py`; these are its small, fast scenarios.
 """
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from benchmarks import claims
-else:
-    _PATH = Path(__file__).parents[2] / "benchmarks" / "claims.py"
-    _SPEC = importlib.util.spec_from_file_location("paris_benchmarks_claims", _PATH)
-    claims = importlib.util.module_from_spec(_SPEC)
-    sys.modules[_SPEC.name] = claims  # dataclasses look their module up
-    _SPEC.loader.exec_module(claims)
-
-TTL_S = claims.TIMES.ttl_s
+from benchmarks import claims
+from benchmarks.claims_simulator import TIMES, Scenario
 
 
-def figures(scenario: claims.Scenario, seeds: int) -> list[claims.Figures]:
+def figures(scenario: Scenario, seeds: int) -> list[claims.Figures]:
     return [claims.simulate(scenario, seed) for seed in range(seeds)]
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.05, 0.10])
 @pytest.mark.parametrize("nodes", [4, 12])
 def test_no_two_nodes_hold_one_role_and_every_role_is_held(nodes: int, loss: float) -> None:
-    scenario = claims.Scenario(nodes=nodes, roles=5, loss=loss, duration_s=240.0)
+    scenario = Scenario(nodes=nodes, roles=5, loss=loss, duration_s=240.0)
     for one in figures(scenario, 12):
         assert one.double_holders == 0
         assert one.long_overlaps == 0
@@ -38,16 +26,16 @@ def test_no_two_nodes_hold_one_role_and_every_role_is_held(nodes: int, loss: flo
 
 
 def test_a_dead_holders_role_is_taken_over_within_a_lease_and_25_seconds() -> None:
-    scenario = claims.Scenario(nodes=10, roles=5, loss=0.05, duration_s=420.0)
+    scenario = Scenario(nodes=10, roles=5, loss=0.05, duration_s=420.0)
     taken = [seconds for one in figures(scenario, 16) for seconds in one.takeover_s]
     assert len(taken) >= 8
-    assert max(taken) <= TTL_S + 25.0
+    assert max(taken) <= TIMES.ttl_s + 25.0
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.10])
 def test_after_a_partition_heals_every_role_has_one_holder_within_a_minute(loss: float) -> None:
     cut = (60.0, 180.0)
-    scenario = claims.Scenario(12, 5, loss, churn=False, partition=cut, duration_s=300.0)
+    scenario = Scenario(12, 5, loss, churn=False, partition=cut, duration_s=300.0)
     for one in figures(scenario, 8):
         assert one.overlaps > 0  # both sides held roles: the partition was a real one
         assert one.double_holders == 0  # and never under one term
@@ -55,12 +43,12 @@ def test_after_a_partition_heals_every_role_has_one_holder_within_a_minute(loss:
 
 
 def test_ten_percent_loss_does_not_livelock_many_nodes_that_want_one_role() -> None:
-    scenario = claims.Scenario(nodes=24, roles=1, loss=0.10, churn=False, duration_s=120.0)
+    scenario = Scenario(nodes=24, roles=1, loss=0.10, churn=False, duration_s=120.0)
     assert all(one.settle_s < 45.0 and one.overlaps == 0 for one in figures(scenario, 24))
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
-    scenario = claims.Scenario(nodes=6, roles=4, loss=0.05, duration_s=200.0)
+    scenario = Scenario(nodes=6, roles=4, loss=0.05, duration_s=200.0)
     assert claims.simulate(scenario, 3) == claims.simulate(scenario, 3)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paris_p2p.core.picker import MAX_OWNERS, Picker, make_bitfield, read_bitfield
+from paris_p2p.core.picker import FEW, Picker, make_bitfield, read_bitfield
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import PieceIndex
 
@@ -69,57 +69,45 @@ def test_the_first_pieces_are_random_not_rarest() -> None:
     assert len(firsts) > 3
 
 
-def test_a_piece_is_assigned_to_one_peer_until_the_endgame() -> None:
+def test_a_piece_is_begun_once() -> None:
     picker = setup_picker("11")
     picker.set_peer("second", piece_set("**"))
     assert sorted(picks(picker)) == [0, 1]
-    assert picker.pick("second") is None
-    assert picker.pick("second", endgame=True) is not None
+    assert picker.pick("second") is None and picker.free == 0
 
 
-def test_the_endgame_doubles_the_longest_assigned_piece_and_no_more_than_twice() -> None:
+def test_a_piece_that_nobody_works_on_any_more_is_free_again() -> None:
     picker = setup_picker("1")
-    for name in ("second", "third"):
-        picker.set_peer(name, piece_set("*"))
     piece = picker.pick(PEER)
     assert piece is not None
-    assert picker.pick("second", endgame=True) == piece
-    assert picker.pick("third", endgame=True) is None
-    assert len(picker.owners(piece)) == MAX_OWNERS
+    picker.put_back(piece)
+    picker.put_back(piece)
+    assert picker.free == 1 and picker.pick(PEER) == piece
 
 
-def test_a_piece_that_waits_for_its_hash_is_not_doubled() -> None:
-    picker = setup_picker("1")
-    picker.set_peer("second", piece_set("*"))
-    piece = picker.pick(PEER)
-    assert piece is not None
-    picker.delivered(piece)
-    assert picker.pick("second", endgame=True) is None
-    picker.release(PEER, piece)  # its hash was wrong
-    assert picker.pick("second") == piece
-
-
-def test_a_verified_piece_names_those_who_still_fetch_it() -> None:
-    picker = setup_picker("1")
-    picker.set_peer("second", piece_set("*"))
-    piece = picker.pick(PEER)
-    assert piece is not None
-    picker.pick("second", endgame=True)
-    assert picker.verified(piece) == [PEER, "second"]
-    assert picker.complete
-
-
-def test_a_leaving_peer_frees_what_it_was_fetching() -> None:
+def test_what_a_peer_refused_it_is_not_asked_for_until_it_announces_it() -> None:
     picker = setup_picker("11")
+    picker.peer_lacks(PEER, PieceIndex(0))
+    assert not picker.peer_has(PEER, PieceIndex(0)) and not picker.peer_has_all(PEER)
+    assert picks(picker) == [1]
+    assert picker.peer_got(PEER, PieceIndex(0))
+    assert picks(picker) == [0]
+
+
+def test_a_verified_piece_names_the_peers_that_are_of_no_more_use() -> None:
+    picker = setup_picker("11", peer="* ")
     picker.set_peer("second", piece_set("**"))
-    picks(picker)
-    picker.remove_peer(PEER)
-    assert sorted(picks(picker, "second")) == [0, 1]
+    assert picker.verified(PieceIndex(0)) == [PEER]
+    assert not picker.interesting(PEER) and picker.interesting("second")
 
 
-def test_what_this_peer_began_is_preferred() -> None:
-    picker = setup_picker("1199")
-    assert picker.pick(PEER, prefer=[PieceIndex(3)]) == 3
+def test_the_search_among_few_and_among_many_finds_the_rarest_alike() -> None:
+    pieces = FEW * 3
+    for held in (FEW // 2, FEW * 2):
+        picker: Picker[str] = Picker(pieces, map(PieceIndex, range(held, pieces)), random.Random(3))
+        picker.set_peer(PEER, set(map(PieceIndex, range(held))))
+        picker.set_peer("other", set(map(PieceIndex, range(held - 1))))
+        assert picker.pick(PEER) == held - 1
 
 
 def test_a_peer_is_interesting_while_it_has_something_we_lack() -> None:
@@ -143,7 +131,7 @@ def test_bitfields_round_trip(flags: list[bool]) -> None:
 
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["set", "got", "gone", "pick", "endgame", "release", "verified"]),
+        st.sampled_from(["set", "got", "gone", "lacks", "pick", "put_back", "verified"]),
         st.integers(0, 3),
         st.integers(0, 11),
     ),
@@ -154,10 +142,11 @@ actions = st.lists(
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(actions, st.integers(0, 2**32))
 def test_the_books_stay_right_whatever_happens(todo: list[tuple[str, int, int]], seed: int) -> None:
-    """Compares against a naive model: availability, ownership, and rarest-first of every pick."""
+    """Compares against a naive model: availability, what is free, and rarest-first of every pick."""
     pieces = 12
     picker: Picker[int] = Picker(pieces, (), random.Random(seed))
     held: dict[int, set[PieceIndex]] = {}
+    begun: set[PieceIndex] = set()
     rng = random.Random(seed)
     for name, peer, number in todo:
         piece = PieceIndex(number)
@@ -170,20 +159,26 @@ def test_the_books_stay_right_whatever_happens(todo: list[tuple[str, int, int]],
         elif name == "gone":
             held.pop(peer, None)
             picker.remove_peer(peer)
-        elif name in ("pick", "endgame"):
-            free = [p for p in held.get(peer, ()) if not picker.has(p) and not picker.owners(p)]
+        elif name == "lacks":
+            held.get(peer, set()).discard(piece)
+            picker.peer_lacks(peer, piece)
+        elif name == "pick":
+            free = [p for p in held.get(peer, ()) if not picker.has(p) and p not in begun]
             levels = {p: picker.availability(p) for p in free}
-            picked = picker.pick(peer, endgame=name == "endgame")
-            if free:
-                assert picked in free
+            picked = picker.pick(peer)
+            assert (picked in free) if free else picked is None
+            if picked is not None:
                 assert picker.done < 4 or levels[picked] == min(levels.values())
-            elif name == "pick":
-                assert picked is None
-        elif name == "release":
-            picker.release(peer, piece)
-        elif not picker.has(piece) and picker.owners(piece):
-            picker.verified(piece)
+                begun.add(picked)
+        elif name == "put_back":
+            picker.put_back(piece)
+            begun.discard(piece)
+        elif piece in begun:
+            useless = picker.verified(piece)
+            begun.discard(piece)
+            assert all(not picker.interesting(other) for other in useless)
         for p in map(PieceIndex, range(pieces)):
             assert picker.availability(p) == sum(p in have for have in held.values())
-            assert len(picker.owners(p)) <= MAX_OWNERS
-            assert all(owner in held for owner in picker.owners(p))
+        assert picker.free == pieces - picker.done - len(begun)
+        for other, have in held.items():
+            assert picker.interesting(other) == any(not picker.has(p) for p in have)

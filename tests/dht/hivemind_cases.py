@@ -2,15 +2,23 @@
 and py-libp2p register the same protobuf symbol and cannot share one."""
 
 import math
+import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import msgpack
 import pytest
 
 from paris_p2p import clock
-from paris_p2p.dht.hardened import MAX_OWNERS, RecordNode, RecordStorage, WriteThrough, _believed, _prune
+from paris_p2p.dht import record_storage
+from paris_p2p.dht.hardened import RecordNode, RecordProtocol, Votes, believe, prune
+from paris_p2p.dht.membership import Membership, _Part
+from paris_p2p.dht.record_storage import MAX_OWNERS, RecordStorage, WriteThrough, deliverer, displaced
 from paris_p2p.dht.validator import RecordValidator
-from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.identity import Identity, peer_id_text
 from paris_p2p.wire.records import KINDS, ProvideRecord, SignedRecord, key_id, sign_record
 
 # isort: split
@@ -19,6 +27,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
+from hivemind.p2p import PeerID
 from hivemind.utils import timed_storage
 from hivemind.utils.timed_storage import ValueWithExpiration
 
@@ -110,13 +119,72 @@ def test_the_same_record_again_counts_as_stored() -> None:
     assert not storage.store(1, b"y", now + 60, subkey=b"owner")
 
 
-def test_a_full_key_refuses_newcomers_and_keeps_its_holders() -> None:
-    storage, now = RecordStorage(), clock.unix()
-    for owner in range(MAX_OWNERS):
-        assert storage.store(1, b"x", now + 60, subkey=owner)
-    assert not storage.store(1, b"x", now + 600, subkey=b"one more")
-    assert storage.store(1, b"renewed", now + 90, subkey=0)
-    assert storage.get(1).value.get(0).value == b"renewed"
+@contextmanager
+def delivered_by(peer: bytes) -> Iterator[None]:
+    """As if a request of that peer were being served."""
+    token = deliverer.set(peer)
+    try:
+        yield
+    finally:
+        deliverer.reset(token)
+
+
+def flooded(until: float) -> RecordStorage:
+    """A key with every place taken: two by honest peers, the others by one that floods."""
+    storage = RecordStorage()
+    for peer in (b"honest", b"other"):
+        with delivered_by(peer):
+            assert storage.store(1, b"x", until - 60, subkey=peer)
+    with delivered_by(b"flood"):
+        for owner in range(MAX_OWNERS - 2):
+            assert storage.store(1, b"x", until + owner / 1000, subkey=b"%d" % owner)
+    return storage
+
+
+def test_who_floods_a_key_displaces_only_itself() -> None:
+    until = clock.unix() + 120
+    storage = flooded(until)
+    with delivered_by(b"flood"):
+        assert not storage.store(1, b"x", until + 600, subkey=b"one more")
+        assert storage.store(1, b"renewed", until + 90, subkey=b"0")
+    for number in range(3):
+        with delivered_by(b"newcomer"):
+            assert storage.store(1, b"x", until, subkey=b"n%d" % number)
+    owners = storage.get(1).value
+    assert len(owners) == MAX_OWNERS
+    assert {b"honest", b"other", b"n0", b"n1", b"n2"} <= set(owners.data)
+    assert b"0" not in owners.data  # of the flood's, the one that would have stayed longest went first
+
+
+def test_peers_with_equal_shares_do_not_displace_each_other() -> None:
+    held = {number: b"ab"[number % 2 : number % 2 + 1] for number in range(100)}
+    assert displaced(held, b"a", float) == displaced(held, b"b", float) == []
+    assert displaced(held, b"c", float)[0] == 98 and held[98] == b"a"
+
+
+def test_a_record_counts_for_the_peer_that_stored_it_last() -> None:
+    until = clock.unix() + 120
+    storage = RecordStorage()
+    with delivered_by(b"replicator"):  # a node hands over all it holds when it meets another
+        for owner in range(MAX_OWNERS):
+            storage.store(1, b"x", until, subkey=b"%d" % owner)
+    with delivered_by(b"owner's own"):
+        assert storage.store(1, b"renewed", until + 600, subkey=b"5")
+    with delivered_by(b"newcomer"):
+        assert storage.store(1, b"x", until, subkey=b"new")
+    assert storage.get(1).value.get(b"5").value == b"renewed"
+
+
+def test_who_floods_the_storage_with_keys_displaces_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_storage, "MAX_KEYS", 50)
+    storage, until = RecordStorage(), clock.unix() + 120
+    with delivered_by(b"honest"):
+        assert storage.store(1000, b"x", until + 900, subkey=b"o")
+    with delivered_by(b"flood"):
+        assert [storage.store(key, b"x", until, subkey=b"f") for key in range(60)].count(True) == 49
+    with delivered_by(b"newcomer"):
+        assert storage.store(2000, b"x", until, subkey=b"n")
+    assert storage.get(1000) is not None and len(storage) <= 50
 
 
 def test_what_a_search_merges_into_its_find_does_not_reach_the_storage() -> None:
@@ -134,17 +202,17 @@ def test_a_record_stored_in_the_cache_joins_the_others() -> None:
     assert cache.get(1) is None and len(storage.get(1).value) == 2
 
 
-def test_an_empty_answer_for_all_time_is_not_believed() -> None:
-    assert _believed(ValueWithExpiration(DictionaryDHTValue(), math.inf)) is None
-    assert _believed(ValueWithExpiration(b"plain", math.inf)) is None
-    assert _believed(None) is None
+def test_an_empty_answer_for_all_time_is_notbelieve() -> None:
+    assert believe(ValueWithExpiration(DictionaryDHTValue(), math.inf)) is None
+    assert believe(ValueWithExpiration(b"plain", math.inf)) is None
+    assert believe(None) is None
 
 
 def test_an_answer_lasts_as_long_as_its_records_say() -> None:
     records = DictionaryDHTValue()
     records.store(b"owner", b"x", clock.unix() + 60)
     records.latest_expiration_time = math.inf
-    found = _believed(ValueWithExpiration(records, math.inf))
+    found = believe(ValueWithExpiration(records, math.inf))
     assert found.expiration_time < clock.unix() + 61
 
 
@@ -155,7 +223,7 @@ def test_bad_records_are_taken_out_of_a_dictionary_and_good_ones_stay() -> None:
     with records.freeze():
         records.store(good.subkey, msgpack.packb(good.value), good.expiration_unix)
         records.store(b"foreign", msgpack.packb(good.value), good.expiration_unix)
-    assert _prune(RecordValidator(clock.unix), key_id(good.key), records)
+    assert prune(RecordValidator(clock.unix), key_id(good.key), records)
     assert [subkey for subkey, _ in records.items()] == [good.subkey]
 
 
@@ -170,3 +238,75 @@ async def test_a_search_asks_peers_through_that_filter() -> None:
     node = RecordNode(_initialized_with_create=True)
     node.protocol, node.blacklist = Liar(), Blacklist(5.0, 2.0)
     assert await node._call_find_with_blacklist("a peer", [1]) == {1: (None, {})}
+
+
+A, B = (f"/ip4/203.0.113.{n}/tcp/31337/p2p/{peer_id_text(Identity(bytes([n]) * 32).node_id)}" for n in (1, 2))
+
+
+def membership(said: list[dict[str, Any]]) -> Membership:
+    own = PeerID.from_base58(peer_id_text(Identity(b"m" * 32).node_id))
+    p2p: Any = SimpleNamespace(peer_id=own)
+    node: Any = SimpleNamespace()
+    return Membership(p2p, node, bootstrap=[A, B], known=[], send=said.append, rng=random.Random(0))
+
+
+def part(address: str, nodes: set[int], records: set[tuple[int, bytes]] = frozenset()) -> _Part:  # type: ignore[assignment]
+    return _Part(address, frozenset(nodes), frozenset(records))
+
+
+def test_parts_without_a_common_node_are_a_split() -> None:
+    _, proven = membership([])._apart([part(A, {1, 2}), part(B, {3, 4})])
+    assert len(proven) == 1
+    assert membership([])._apart([part(A, {1, 2}), part(B, {2, 3})]) == ([], [])
+
+
+def test_a_lone_bootstrap_node_is_a_split_only_when_it_stays_alone() -> None:
+    watching = membership([])
+    watching._apart([part(A, {1, 2}), part(B, {1, 2})])
+    assert [len(found) for found in watching._apart([part(A, {1}), part(B, {2, 3})])] == [1, 0]
+    assert [len(found) for found in watching._apart([part(A, {1}), part(B, {2, 3})])] == [1, 1]
+
+
+def test_a_record_missing_in_one_part_twice_running_is_a_split() -> None:
+    watching = membership([])
+    whole, lacking = part(A, {1, 2}, {(7, b"o"), (7, b"p")}), part(B, {1, 2}, {(7, b"o")})
+    assert [len(found) for found in watching._apart([whole, lacking])] == [1, 0]
+    assert [len(found) for found in watching._apart([whole, lacking])] == [1, 1]
+    assert watching._apart([whole, part(B, {1, 2}, {(7, b"o"), (7, b"p")})]) == ([], [])
+
+
+def test_the_clock_that_most_bootstrap_nodes_disagree_with_is_wrong() -> None:
+    said: list[dict[str, Any]] = []
+    judging = membership(said)
+    judging._skews = {A: 10.0, B: 0.0}
+    judging._judge_clock()
+    assert [(m["kind"], m["subject"]) for m in said] == [("bootstrap", A)] and "ahead" not in said[0]["text"]
+    judging._skews = {A: 10.0, B: 11.0}
+    judging._judge_clock()
+    assert said[-1]["kind"] == "clock" and "11.0 s ahead of" in said[-1]["text"]
+    judging._skews = {A: 0.0, B: 0.0}
+    judging._judge_clock()
+    assert said[-1]["kind"] == "clock" and not said[-1]["active"]
+
+
+async def test_what_other_nodes_said_of_a_record_is_counted() -> None:
+    node = RecordNode(_initialized_with_create=True)
+    answers = iter([[True], [False], None])
+
+    async def store_many(keys: list[bytes], *_columns: Any, **_options: Any) -> dict[Any, bool]:
+        protocol = RecordProtocol(_initialized_with_create=True)
+        for _ in range(3):
+            await protocol.call_store("a peer", [DHTID.generate(keys[0])], subkeys=[b"s"])
+        return {(keys[0], b"s"): True}
+
+    async def upstream(*_arguments: Any, **_options: Any) -> Any:
+        return next(answers)
+
+    node.store_many = store_many
+    original, DHTProtocol.call_store = DHTProtocol.call_store, upstream
+    try:
+        assert await node.store_counting([(b"k", b"s", b"v", NOW)], exclude_self=False) == [
+            (True, Votes(1, 1))
+        ]
+    finally:
+        DHTProtocol.call_store = original

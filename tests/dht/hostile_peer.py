@@ -34,10 +34,21 @@ async def attack(node: Any, plan: dict[str, Any]) -> dict[str, Any]:
     later = plan["expiration"] + 100
     poisoned = DictionaryDHTValue()
     poisoned.store(owner, b"poison", later)
+    forged = bytearray(bytes.fromhex(plan["value"]))
+    forged[-1] ^= 1  # of the signature
+    distant = MSGPackSerializer.dumps(bytes.fromhex(plan["distant_value"]))
     attempts: dict[str, tuple[Any, float, Any, bool]] = {
         "plain": (MSGPackSerializer.dumps("gone"), later, None, False),
         "plain_century": (MSGPackSerializer.dumps("gone"), clock.unix() + CENTURY_S, None, False),
+        "plain_in_cache": (MSGPackSerializer.dumps("gone"), later, None, True),
+        "empty_dictionary_in_cache": (DictionaryDHTValue(), later, None, True),
         "foreign": (MSGPackSerializer.dumps(b"not his"), later, owner, False),
+        "forged": (MSGPackSerializer.dumps(bytes(forged)), later, owner, False),
+        "far_future": (distant, plan["distant_expiration"], own, False),
+        "never": (value, math.inf, owner, False),
+        "nan": (value, math.nan, owner, False),
+        "no_subkey": (value, later, b"", False),
+        "nested_subkey": (value, later, [owner], False),
         "moved_expiration": (value, later, owner, False),
         "oversized": (MSGPackSerializer.dumps(bytes(100_000)), later, own, False),
         "dictionary": (poisoned, later, None, False),
@@ -48,10 +59,24 @@ async def attack(node: Any, plan: dict[str, Any]) -> dict[str, Any]:
     answers = {}
     for name, (data, until, subkey, in_cache) in attempts.items():
         stores = [node.protocol.call_store(v, [key_id], [data], [until], [subkey], in_cache) for v in victims]
-        answers[name] = [list(answer) for answer in await asyncio.gather(*stores)]
+        answers[name] = [list(answer or [False]) for answer in await asyncio.gather(*stores)]
+    answers |= await move_and_flood(node, victims, key_id, own, own_value, plan["own_expiration"])
     # whoever asks us is told, for ever, that there is nothing
     node.protocol.storage.data[key_id] = ValueWithExpiration(DictionaryDHTValue(), math.inf)
     return {"victims": len(victims), **answers}
+
+
+async def move_and_flood(
+    node: Any, victims: list[Any], key_id: Any, own: bytes, value: bytes, until: float
+) -> dict[str, Any]:
+    """A rightful record under another key, and a request with more records than a node checks at once."""
+    elsewhere = DHTID.generate(b"another key")
+    store = node.protocol.call_store
+    moved = await asyncio.gather(*(store(v, [elsewhere], [value], [until], [own]) for v in victims))
+    many = 2000
+    flood = [store(v, [key_id] * many, [b"junk"] * many, [until] * many, [own] * many) for v in victims]
+    flooded = [answer is None or not any(answer) for answer in await asyncio.gather(*flood)]
+    return {"moved": [list(answer or [False]) for answer in moved], "flood": [[not ok] for ok in flooded]}
 
 
 async def main() -> None:

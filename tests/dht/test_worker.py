@@ -21,8 +21,9 @@ from paris_p2p.dht.addresses import EXAMPLE
 from paris_p2p.dht.client import DhtConfig, open_dht
 from paris_p2p.dht.runtime import runtime_place
 from paris_p2p.errors import ConfigError, NetworkError, TransportError
+from paris_p2p.ids import ROUTER, RunId, Term
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import ProvideRecord, SignedRecord, sign_record
+from paris_p2p.wire.records import ClaimRecord, ProvideRecord, SignedRecord, role_scope, sign_record
 
 Configure = Callable[..., DhtConfig]
 Provide = Callable[..., SignedRecord]
@@ -30,6 +31,7 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 Runs = Callable[[int], bool]
 
 ITEM = b"i" * 32
+CLAIM_SCOPE = role_scope(RunId(b"r" * 32), ROUTER)
 HOSTILE = Path(__file__).with_name("hostile_peer.py")
 
 OTHER_VERSION = """
@@ -117,11 +119,9 @@ async def test_killing_the_node_leaves_no_process_and_no_file(
         await until(all_is_gone)
 
 
-async def test_a_hostile_peer_neither_wipes_nor_hides_nor_replaces_a_record(
-    configure: Configure, provide: Provide
-) -> None:
+async def test_a_hostile_peer_neither_wipes_nor_hides_nor_replaces_a_claim(configure: Configure) -> None:
     async with open_dht(configure("a")) as first, open_dht(configure("b", first.addresses)) as second:
-        older, record, own = provide(1, ITEM, 3.0), provide(1, ITEM, 300.0), provide(66, ITEM, 3000.0)
+        older, record, own, distant = _claim(1, 3.0), _claim(1, 300.0), _claim(66, 3000.0), _claim(66, 1e9)
         assert await first.publish([record]) == [True]
         plan = {
             "key": record.key.hex(),
@@ -130,6 +130,8 @@ async def test_a_hostile_peer_neither_wipes_nor_hides_nor_replaces_a_record(
             "expiration": record.expiration_unix,
             "older_value": older.value.hex(),
             "older_expiration": older.expiration_unix,
+            "distant_value": distant.value.hex(),
+            "distant_expiration": distant.expiration_unix,
             "own_subkey": own.subkey.hex(),
             "own_value": own.value.hex(),
             "own_expiration": own.expiration_unix,
@@ -144,11 +146,12 @@ async def test_a_hostile_peer_neither_wipes_nor_hides_nor_replaces_a_record(
             assert victims == 2
             accepted_own = answers.pop("own_in_cache")
             assert accepted_own == [[True]] * victims  # a rightful record of his own, beside the other
-            answers.pop("dictionary")  # its good part, which is nothing, was stored
+            for name in ("dictionary", "empty_dictionary_in_cache"):
+                answers.pop(name)  # its good part, which is nothing, was stored
             assert answers == {name: [[False]] * victims for name in answers}
             await _past(older.expiration_unix)
             for dht in (first, second):
-                found = {bytes(found.owner): found for found in await dht.read("provide", ITEM)}
+                found = {bytes(found.owner): found for found in await dht.read("claim", CLAIM_SCOPE)}
                 assert found[record.subkey].expiration_unix == record.expiration_unix
                 assert found.keys() <= {record.subkey, own.subkey}
 
@@ -203,14 +206,27 @@ async def test_what_is_wrong_with_each_bootstrap_address_is_said(configure: Conf
                 assert said in problem
 
 
-async def test_one_sound_bootstrap_of_several_is_enough(configure: Configure, provide: Provide) -> None:
+async def test_one_sound_bootstrap_is_enough_and_waits_for_no_other(
+    configure: Configure, provide: Provide
+) -> None:
     dead = f"/ip4/127.0.0.1/tcp/{_free_port()}/p2p/{EXAMPLE.rsplit('/', 1)[1]}"
-    async with (
-        open_dht(configure("a")) as first,
-        open_dht(configure("b", [dead, *first.addresses])) as second,
-    ):
-        await second.publish([provide(1, ITEM)])
-        assert len(await first.read("provide", ITEM)) == 1
+    async with open_dht(configure("a")) as first, _mute_server() as port:
+        mute = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id_text(Identity(bytes(32)).node_id)}"
+        async with open_dht(configure("b", [mute, dead, *first.addresses])) as second:
+            # the mute one is given ten seconds before it is complained of: nobody waited for that
+            assert [notice.subject for notice in second.notices] == [dead]
+            assert await second.publish([provide(1, ITEM)]) == [True]
+            assert len(await first.read("provide", ITEM)) == 1
+            await _use_the_same_key(first, second, provide)
+            [_, identity] = second.notices
+            assert identity.kind == "identity" and "/ip4/203.0.113.9" in identity.text
+
+
+async def _use_the_same_key(first: client.Dht, second: client.Dht, provide: Provide) -> None:
+    """Both publish as owner 1, and the second reads what the first wrote, twice."""
+    for ttl_s in (310.0, 320.0):
+        assert await first.publish([provide(1, ITEM, ttl_s, "/ip4/203.0.113.9/tcp/1")]) == [True]
+        await second.read("provide", ITEM)
 
 
 async def test_a_taken_port_is_named(configure: Configure) -> None:
@@ -274,6 +290,12 @@ def test_the_client_imports_neither_hivemind_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+def _claim(owner: int, ttl_s: float) -> SignedRecord:
+    now = clock.unix()
+    claim = ClaimRecord("hold", Term(1), now)
+    return sign_record(Identity(owner.to_bytes(32, "big")), claim, CLAIM_SCOPE, now + ttl_s)
+
+
 def _start(command: list[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -313,6 +335,21 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def _mute_server() -> AsyncIterator[int]:
+    """Something that takes connections and says nothing; its port."""
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, _say_nothing, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def _say_nothing(stream: trio.SocketStream) -> None:
+    async with stream:
+        await trio.sleep_forever()
 
 
 @asynccontextmanager

@@ -210,6 +210,72 @@ def test_a_missing_lazy_expert_is_named_at_once_a_damaged_one_when_it_is_needed(
         ParisPipeline.from_pretrained(folder, lazy_experts=True)
 
 
+def test_a_memory_limit_changes_no_image(make_model: MakeModel) -> None:
+    folder = make_model()
+    whole = ParisPipeline.from_pretrained(folder)
+    sizes = {name: shelved.size for name, shelved in limited(folder, 10**9).resident.shelf.items()}
+    assert set(sizes) == {"expert_0", "expert_1", "router", "text_encoder"}
+    one = max(sizes["expert_0"] + sizes["router"], sizes["text_encoder"])
+    for budget in (one, sum(sizes.values())):
+        pipe = limited(folder, budget)
+        images = [p(["seven", "eight"], seed=4, output_type="latent").images for p in (whole, pipe)]
+        assert torch.equal(*images)
+        assert pipe.experts_used == whole.experts_used
+        assert pipe.resident.peak <= budget
+        assert pipe.resident.loads["router"] == 1
+    assert pipe.resident.loads["expert_1"] == 1  # everything fits
+    bounded = limited(folder, one)
+    bounded("seven", num_inference_steps=4, top_k=0)
+    # Both experts at every step, one at a time: the one in memory goes first, so that each step loads one.
+    assert sum(bounded.resident.loads[f"expert_{k}"] for k in (0, 1)) == 5
+    assert "text_encoder" not in bounded.components
+
+
+def limited(folder: Path, budget: int) -> ParisPipeline:
+    return ParisPipeline.from_pretrained(folder, max_memory=budget)
+
+
+def test_a_memory_limit_that_cannot_be_kept_says_what_would_do(make_model: MakeModel) -> None:
+    folder = make_model()
+    with pytest.raises(ConfigError, match="give at least"):
+        limited(folder, 1000)("seven")
+
+
+def test_a_limited_model_is_saved_whole(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = make_model()
+    pipe = limited(folder, 10**9)
+    pipe.save_pretrained(tmp_path / "copy")
+    first, second = (
+        ParisPipeline.from_pretrained(path)("seven", seed=1, output_type="latent").images
+        for path in (folder, tmp_path / "copy")
+    )
+    assert torch.equal(first, second)
+
+
+def test_half_precision_draws_nearly_the_same(make_model: MakeModel) -> None:
+    folder = make_model()
+    images = [
+        ParisPipeline.from_pretrained(folder, torch_dtype=dtype)(
+            "seven", seed=2, num_inference_steps=4, guidance_scale=1.0, top_k=0, output_type="latent"
+        ).images
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert images[1].dtype == torch.float32
+    assert torch.allclose(images[0], images[1], atol=0.05)
+    assert not torch.equal(*images)
+
+
+def test_routing_may_be_by_threshold(make_model: MakeModel) -> None:
+    pipe = ParisPipeline.from_pretrained(make_model())
+    every = pipe("seven", seed=1, top_k=0, output_type="latent").images
+    assert torch.equal(every, pipe("seven", seed=1, threshold=0.0, output_type="latent").images)
+    best = pipe("seven", seed=1, top_k=1, output_type="latent").images
+    assert torch.equal(best, pipe("seven", seed=1, threshold=1.0, output_type="latent").images)
+    assert sum(pipe.experts_used.values()) == 20
+    with pytest.raises(ConfigError, match="threshold"):
+        pipe("seven", threshold=1.5)
+
+
 def test_a_missing_text_encoder_is_named_when_it_is_needed(make_model: MakeModel) -> None:
     pipe = ParisPipeline.from_pretrained(make_model(), text_encoder=None)
     with pytest.raises(ConfigError, match="text_encoder"):
@@ -301,7 +367,7 @@ def test_small_networks_are_given_one_thread_before_any_expert_is_loaded(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        pipe = load(make_model(), "cpu")
+        pipe = load(make_model(), Request(("seven",), device="cpu"))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """Tests of `paris_p2p.diffusion.sampling`, against mixtures whose answers are known in closed form."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from paris_p2p.diffusion.expert import TIMESTEP_SCALE
 from paris_p2p.diffusion.sampling import (
     Ensemble,
     Member,
+    Routing,
     expert_weights,
     image_noise,
     make_scheduler,
@@ -68,7 +70,7 @@ def draw(ensemble: Ensemble, count: int, steps: int = 60, scheduler: str = "eule
 
 
 def test_full_routing_with_the_exact_posterior_samples_the_mixture() -> None:
-    x = draw(mixture(top_k=0), 3000)
+    x = draw(mixture(routing=Routing(0)), 3000)
     mean = sum(share * m for share, m in zip(SHARES, MEANS, strict=True))
     second = sum(w * (m**2 + s**2) for w, m, s in zip(SHARES, MEANS, STDS, strict=True))
     assert float(x.mean()) == pytest.approx(mean, abs=0.03)
@@ -78,7 +80,7 @@ def test_full_routing_with_the_exact_posterior_samples_the_mixture() -> None:
 
 def test_sparse_routing_favours_the_likeliest_component_the_less_the_more_experts_speak() -> None:
     # At t = 1 the posterior is the prior, so Top-1 starts every sample towards the largest component.
-    shares = [float((draw(mixture(top_k=k), 1000) < -0.2).float().mean()) for k in (1, 2, 3)]
+    shares = [float((draw(mixture(routing=Routing(k)), 1000) < -0.2).float().mean()) for k in (1, 2, 3)]
     assert shares[0] > shares[1] > shares[2]
     assert shares[2] == pytest.approx(SHARES[0], abs=0.05)
 
@@ -110,19 +112,67 @@ def test_a_ddpm_expert_joins_the_flow() -> None:
 def test_weights_keep_the_largest_and_sum_to_one() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]))
     everyone = range(3)
-    assert torch.equal(expert_weights(logits, everyone, 1), torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
+    assert torch.equal(expert_weights(logits, everyone, Routing(1)), torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
     two = torch.tensor([[0.625, 0.375, 0], [0, 2 / 9, 7 / 9]])
-    assert torch.allclose(expert_weights(logits, everyone, 2), two)
+    assert torch.allclose(expert_weights(logits, everyone, Routing(2)), two)
     for full in (0, 3, 99):
-        assert torch.allclose(expert_weights(logits, everyone, full), logits.softmax(1))
+        assert torch.allclose(expert_weights(logits, everyone, Routing(full)), logits.softmax(1))
 
 
 def test_weights_are_renormalised_over_the_experts_there_are() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    assert torch.allclose(expert_weights(logits, [0, 2], 2), torch.tensor([[5 / 7, 0, 2 / 7]]))
-    assert torch.equal(expert_weights(logits, [1, 2], 1), torch.tensor([[0, 1.0, 0]]))
+    assert torch.allclose(expert_weights(logits, [0, 2], Routing(2)), torch.tensor([[5 / 7, 0, 2 / 7]]))
+    assert torch.equal(expert_weights(logits, [1, 2], Routing(1)), torch.tensor([[0, 1.0, 0]]))
     # Even where the posterior of all that is there underflows.
-    assert torch.equal(expert_weights(torch.tensor([[500.0, 0, 0]]), [1], 0), torch.tensor([[0, 1.0, 0]]))
+    assert torch.equal(
+        expert_weights(torch.tensor([[500.0, 0, 0]]), [1], Routing(0)), torch.tensor([[0, 1.0, 0]])
+    )
+
+
+def test_experts_below_the_threshold_are_silent_but_never_all() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
+    everyone = range(3)
+    some = torch.tensor([[0.625, 0.375, 0], [0, 0, 1.0]])
+    assert torch.allclose(expert_weights(logits, everyone, Routing(0, threshold=0.25)), some)
+    best = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    assert torch.equal(expert_weights(logits, everyone, Routing(0, threshold=1.0)), best)
+    assert torch.equal(expert_weights(logits, everyone, Routing(1, threshold=0.25)), best)
+
+
+def test_a_temperature_below_one_sharpens_the_posterior() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    squares = torch.tensor([[0.25, 0.09, 0.04]])
+    sharp = expert_weights(logits, range(3), Routing(0, temperature=0.5))
+    assert torch.allclose(sharp, squares / squares.sum())
+
+
+def test_the_order_in_which_experts_are_asked_changes_no_bit() -> None:
+    x = torch.linspace(-1, 1, 7).view(7, 1, 1, 1)
+    asked: list[int] = []
+
+    def backwards(clusters: Sequence[int]) -> list[int]:
+        asked.extend(reversed(clusters))
+        return list(reversed(clusters))
+
+    forward, backward = mixture(routing=Routing(0)), mixture(routing=Routing(0), order=backwards)
+    text = TEXT.expand(7, -1, -1)
+    assert torch.equal(forward.velocity(x, 0.3, text, UNCOND), backward.velocity(x, 0.3, text, UNCOND))
+    assert asked == [2, 1, 0]
+
+
+def test_experts_of_different_sizes_and_objectives_share_an_ensemble() -> None:
+    wide = dict(toy_expert().config) | {"num_attention_heads": 4, "cross_attention_dim": 32, "num_layers": 2}
+    architectures = [toy_expert(), networks.describe(toy_expert().model_class, wide)]
+    members = {
+        k: Member(networks.build(architecture, k), objective)
+        for k, (architecture, objective) in enumerate(
+            zip(architectures, ("flow_matching", "ddpm"), strict=True)
+        )
+    }
+    x, text = image_noise(0, 3, (1, 8, 8)), torch.ones(3, TOKENS, WIDTH)
+    v = Ensemble(members, None).velocity(x, 0.5, text, UNCOND)
+    # Fresh experts predict zero: v = 0, and eps = 0, so x0 = x / (1 - t), held to 1, and v = -x0.
+    assert torch.allclose(v, -(x / 0.5).clamp(-1, 1) / 2, atol=1e-6)
 
 
 def test_guidance_extrapolates_each_expert_from_its_unconditional_answer() -> None:
@@ -136,7 +186,7 @@ def test_guidance_extrapolates_each_expert_from_its_unconditional_answer() -> No
 
 
 def test_only_the_samples_routed_to_an_expert_reach_it() -> None:
-    ensemble = mixture(top_k=1)
+    ensemble = mixture(routing=Routing(1))
     x = torch.tensor([-0.6, 0.7, -0.55, 0.2]).view(4, 1, 1, 1)
     velocity = ensemble.velocity(x, 0.05, TEXT.expand(4, -1, -1), UNCOND)
     assert dict(ensemble.calls) == {0: 2, 1: 1, 2: 1}
@@ -150,7 +200,7 @@ def test_without_a_router_all_experts_weigh_the_same_and_a_warning_says_so(
 ) -> None:
     def ensemble(*means: float) -> Ensemble:
         members = {3 * k: Member(GaussianExpert(mean, 0.2)) for k, mean in enumerate(means)}
-        return Ensemble(members, None, top_k=top_k)
+        return Ensemble(members, None, Routing(top_k))
 
     x, text = image_noise(0, 5, (1, 1, 1)), TEXT.expand(5, -1, -1)
     alone = [ensemble(mean).velocity(x, 0.5, text, UNCOND) for mean in MEANS]
@@ -173,7 +223,7 @@ def test_identical_experts_give_one_answer_however_they_are_mixed(top_k: int) ->
             return x.flatten(1)[:, :3]
 
     def picture(members: dict[int, Member], router: nn.Module | None) -> Tensor:
-        ensemble = Ensemble(members, router, top_k=top_k, guidance_scale=2.0)
+        ensemble = Ensemble(members, router, Routing(top_k), 2.0)
         noise, text = image_noise(7, 2, (1, 8, 8)), TEXT.expand(2, -1, -1)
         return sample(ensemble, make_scheduler("euler"), noise, text, UNCOND, 4)
 
@@ -209,7 +259,7 @@ def test_what_cannot_be_sampled_is_named() -> None:
     with pytest.raises(ConfigError, match="no expert"):
         Ensemble({}, None)
     with pytest.raises(ConfigError, match="top_k"):
-        Ensemble({0: member}, None, top_k=-1)
+        Routing(-1)
     with pytest.raises(ConfigError, match="expert_5"):
         Ensemble({5: member}, GaussianRouter()).velocity(torch.zeros(1, 1, 1, 1), 0.5, TEXT, UNCOND)
     with pytest.raises(ConfigError, match="euler"):

@@ -9,7 +9,7 @@ import torch
 import trio
 
 from paris_p2p.diffusion.resume import save_resume
-from paris_p2p.diffusion.train_worker import Session, error_kind, parse_start, run
+from paris_p2p.diffusion.train_worker import Session, error_kind, make_trainer, parse_start, run
 from paris_p2p.diffusion.training import TrainingError
 from paris_p2p.errors import ConfigError, LocalProtocolError
 from paris_p2p.wire.manifest import Recipe
@@ -76,6 +76,20 @@ async def test_a_stopped_trainer_is_resumed_by_another_with_the_weights_of_an_un
         unbroken.train_step()
     assert message["step"] == step + 3
     assert message["heldout_loss"] == unbroken.heldout_loss()
+
+
+async def test_two_processes_of_one_machine_train_one_role_as_one_does(tmp_path: Path) -> None:
+    recipe = toy_recipe(steps=6, interval=3)
+    async with open_worker("paris_p2p.diffusion.train_worker") as worker:
+        await worker.send({**start_message(tmp_path, recipe), "device": "cpu:x2"})
+        messages = await until_end(worker)
+    assert messages[-1] == {"type": "finished", "step": 6}
+    alone = toy_trainer(recipe)
+    found = {m["step"]: m["heldout_loss"] for m in messages if m["type"] == "checkpoint"}
+    for step in (3, 6):
+        while alone.step < step:
+            alone.train_step()
+        assert found[step] == pytest.approx(alone.heldout_loss(), rel=1e-4)
 
 
 class RecordedLink:
@@ -161,6 +175,17 @@ def test_a_loss_that_is_not_a_number_stops_training_before_a_checkpoint(tmp_path
         Session(trainer, link, tmp_path, 2).run()
     assert caught.value.kind == "nan"
     assert "checkpoint" not in kinds(link)
+
+
+def test_after_a_loss_that_was_no_number_another_path_is_taken(tmp_path: Path) -> None:
+    trainer = toy_trainer(toy_recipe())
+    trainer.train_step()
+    save_resume(trainer, tmp_path / "bundle")
+    message = start_message(tmp_path, toy_recipe(), str(tmp_path / "bundle"))
+    losses = [float(make_trainer(parse_start({**message, "attempt": n})).train_step()) for n in (0, 1, 1, 2)]
+    assert losses[0] == float(trainer.train_step())
+    assert losses[1] == losses[2]
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import trio
 from safetensors.numpy import save_file
 
-from paris_node import training_job
+from paris_node import checker, training_job
 from paris_node.announcer import PROVIDE_TTL_S
 from paris_node.network import Network
 from paris_node.run_node import RunNode
@@ -25,7 +25,7 @@ from paris_p2p.net.swarm import Progress, Rates
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
-from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
+from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement, statement_digest
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
@@ -47,6 +47,10 @@ from paris_p2p.wire.manifest import (
 )
 from paris_p2p.wire.records import (
     AnnounceRecord,
+    AttestRecord,
+    Check,
+    ClaimRecord,
+    MemberRecord,
     Payload,
     Record,
     RunRecord,
@@ -57,9 +61,10 @@ from paris_p2p.wire.records import (
     role_scope,
     sign_record,
 )
+from paris_p2p.wire.terms import make_term
 from paris_p2p.workers.nursery import open_inner_nursery
 
-START_UNIX = 1_700_000_000.0
+START_UNIX = 1_750_000_000.0
 STEPS = 100
 LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
 TENSORS = {"expert": (TensorSpec("w", "F32", (2, 3)),), "router": (TensorSpec("r", "F32", (4,)),)}
@@ -75,6 +80,7 @@ class MemoryDht:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.down = False
+        self.notices: tuple[Any, ...] = ()
         self.published: list[SignedRecord] = []
 
     async def publish(self, records: Sequence[SignedRecord], *, deadline_s: float = 30.0) -> list[bool]:
@@ -90,6 +96,11 @@ class MemoryDht:
     ) -> list[list[Record]]:
         await self._travel(deadline_s)
         return [self._world.live(kind, scope) for kind, scope in keys]
+
+    async def read_some(
+        self, keys: Sequence[tuple[str, bytes]], *, patience_s: float, deadline_s: float = 30.0
+    ) -> list[list[Record] | None]:
+        return list(await self.read_many(keys, deadline_s=deadline_s))
 
     async def _travel(self, deadline_s: float) -> None:
         if self.down:
@@ -185,6 +196,26 @@ def write_checkpoint(folder: Path, role: Role, content: str) -> None:
     (folder / "resume" / "resume.json").write_text(json.dumps(content))
 
 
+def no_torch(_message: dict[str, Any]) -> dict[str, Any]:
+    """What a node without torch measures."""
+    return {"type": "error", "message": "no torch here"}
+
+
+class CheckerChild:
+    """The parent's end of a child that measures what the world says."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._world.asked_to_measure.append(message)
+
+    async def receive(self) -> dict[str, Any]:
+        await trio.sleep(1)
+        return self._world.measure(self._world.asked_to_measure[-1])
+
+
 class World:
     """Every node's records and stores."""
 
@@ -193,6 +224,8 @@ class World:
         self.stores: list[ContentStore] = []
         self.records: dict[tuple[bytes, bytes], SignedRecord] = {}
         self.scripts: list[Script] = []
+        self.measure: Callable[[dict[str, Any]], dict[str, Any]] = no_torch
+        self.asked_to_measure: list[dict[str, Any]] = []
         self.trainers: list[Trainer] = []
         self.prepared = ContentStore(folder / "prepared" / "store")
         self.signed = self.make_run("digits")
@@ -322,6 +355,29 @@ class World:
         statement = CheckpointStatement(**(fields | changed))
         return sign_statement(statement, holder), statement
 
+    def holds(self, who: Identity, role: str, number: int = 1, *, state: str = "hold") -> Term:
+        """`who` claims the role, for a lease; the claim's term."""
+        since = clock.unix()
+        term = make_term(number, Role(role), who.node_id, since)
+        scope = role_scope(self.signed.run_id, Role(role))
+        self.says(who, ClaimRecord(state, term, since), scope, self.signed.manifest.lease.ttl_s)
+        return term
+
+    def takes_part(self, who: Identity, activity: str = "seeding") -> None:
+        """`who` says that it is a member."""
+        self.says(
+            who,
+            MemberRecord((), activity, Role(""), Term(0), 0, 0, 0.0, 0.0, 0, 0, clock.unix()),
+            self.signed.run_id,
+        )
+
+    def attests(
+        self, who: Identity, role: str, *data: bytes, good: bool = True, loss: float | None = None
+    ) -> None:
+        """`who` says of signed statements what it found."""
+        checks = tuple(Check(statement_digest(one), good, loss) for one in data)
+        self.says(who, AttestRecord(checks), role_scope(self.signed.run_id, Role(role)))
+
     def announces(self, who: Identity, data: bytes, role: str) -> None:
         """`who` says that it holds a checkpoint."""
         self.says(who, AnnounceRecord(data, ()), role_scope(self.signed.run_id, Role(role)))
@@ -341,6 +397,12 @@ class World:
                 yield trainer
             finally:
                 nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def open_checker(self, module: str) -> AsyncIterator["CheckerChild"]:
+        """Stands in for `workers.spawn.open_worker` where losses are measured."""
+        assert module == checker.CHECK_MODULE
+        yield CheckerChild(self)
 
     def nodes(self) -> list[NodeId]:
         """Every node that has stored a record."""
@@ -368,4 +430,5 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
     monkeypatch.setattr(clock, "unix", lambda: world.start_unix + seconds())
     monkeypatch.setattr(training_job, "open_worker", world.open_trainer)
+    monkeypatch.setattr(checker, "open_worker", world.open_checker)
     return world

@@ -11,7 +11,7 @@ from paris_p2p.ids import Role
 
 Usage = namedtuple("Usage", "total used free")
 WEIGHTS = 6 * 4  # the elements of the world's expert, 4 bytes each
-CHECKPOINTS = WEIGHTS * 5 * 3
+CHECKPOINTS = WEIGHTS * 5 * 4
 
 
 def items(world: Any, role: str) -> int:
@@ -20,7 +20,7 @@ def items(world: Any, role: str) -> int:
 
 
 @pytest.mark.parametrize("seeds", [False, True])
-def test_room_is_needed_for_what_is_to_be_fetched_and_three_checkpoints(
+def test_room_is_needed_for_what_is_to_be_fetched_and_four_checkpoints(
     world: Any, monkeypatch: pytest.MonkeyPatch, seeds: bool
 ) -> None:
     network = world.network("alice", seeds=seeds)

@@ -28,7 +28,8 @@ async def run_for(seconds: float, *loops: Any) -> None:
 def trained(world: Any, name: str = "trainer", step: int = 50, role: str = ROLE) -> tuple[bytes, Any, Any]:
     """A node that holds and announces a checkpoint: signed statement, statement, its network."""
     network = world.network(name)
-    data, statement = world.checkpoint(network.identity, role, step, store=network.store)
+    term = world.holds(network.identity, role)
+    data, statement = world.checkpoint(network.identity, role, step, term=term, store=network.store)
     world.announces(network.identity, data, role)
     return data, statement, network
 
@@ -124,7 +125,8 @@ async def test_a_bad_checkpoint_is_removed_and_the_good_one_behind_it_copied(
 ) -> None:
     good, _, network = trained(world, step=50)
     item = bad_item(world, network.store, bad)
-    lie, false = world.checkpoint(TRAINER, ROLE, 75, term=5, store=network.store, weights=item)
+    term = world.holds(TRAINER, ROLE, 2)
+    lie, false = world.checkpoint(TRAINER, ROLE, 75, term=term, store=network.store, weights=item)
     world.announces(TRAINER, lie, ROLE)
     node, _ = world.run_node(world.network("alice"), mirror=True)
     await run_for(30, node.replicate_loop)
@@ -195,7 +197,9 @@ async def test_handing_over_waits_until_another_peer_has_the_newest_checkpoint(
     world: Any, autojump_clock: Any
 ) -> None:
     node, _ = world.run_node(world.network("alice"))
-    data, statement = world.checkpoint(node.network.identity, ROLE, 50, store=node.network.store)
+    me = node.network.identity
+    term = world.holds(me, ROLE, state="released")
+    data, statement = world.checkpoint(me, ROLE, 50, term=term, store=node.network.store)
     await node.hold(data, statement)
     peer, _ = world.run_node(world.network("bob"))
     async with trio.open_nursery() as nursery:

@@ -6,20 +6,26 @@ from typing import Any
 
 import pytest
 
-from paris_node.snapshot import candidates, going_on_order, observe, plausible, take_snapshot
+from paris_node.judging import Known, going_on_order
+from paris_node.snapshot import observe, plausible, take_snapshot
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import sign_statement
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import ClaimRecord, MemberRecord, role_scope
+from paris_p2p.wire.records import MemberRecord
 
 ALICE = Identity(b"a" * 32)
 BOB = Identity(b"b" * 32)
 MALLORY = Identity(b"m" * 32)
+ORGANISER = Identity(b"o" * 32)
 ROLE = Role("expert-0")
 
 # the issue's contract for `status --once --json`
 STATUS_KEYS = {"run_id", "roles", "peers"}
 ROLE_KEYS = {"role", "state", "holder", "term", "step", "total_steps", "age_s", "content_id", "providers"}
+MORE_ROLE_KEYS = {
+    *("announced_step", "loss", "images_per_s", "eta_s", "safe_step", "checked", "checked_by"),
+    *("measured_loss", "made_by", "made_in_term", "parent"),
+}
 
 
 def member(world: Any, **changed: Any) -> MemberRecord:
@@ -39,35 +45,42 @@ def member(world: Any, **changed: Any) -> MemberRecord:
     return MemberRecord(**(fields | changed))
 
 
-def trains(world: Any, who: Identity, **changed: Any) -> None:
-    """`who` holds the role and says how far it is."""
-    scope = role_scope(world.signed.run_id, ROLE)
-    world.says(who, ClaimRecord("hold", Term(1), world.start_unix), scope, 20.0)
-    world.says(who, member(world, **changed), world.signed.run_id)
+def trains(world: Any, who: Identity, **changed: Any) -> Term:
+    """`who` holds the role and says how far it is; the claim's term."""
+    term = world.holds(who, ROLE)
+    world.says(who, member(world, **({"term": term} | changed)), world.signed.run_id)
+    return term
 
 
-async def seen(world: Any, **options: Any) -> Any:
-    return await observe(world.network("viewer").dht, world.signed, **options)
+async def seen(world: Any, **known: Any) -> Any:
+    return await observe(world.network("viewer").dht, world.signed, known=Known(**known))
 
 
 async def test_the_json_has_the_contracts_keys_and_the_documented_others(
     world: Any, autojump_clock: Any
 ) -> None:
-    trains(world, ALICE)
-    data, statement = world.checkpoint(ALICE, ROLE, 25)
-    world.announces(ALICE, data, ROLE)
+    term = trains(world, ALICE)
+    data, statement = world.checkpoint(ALICE, ROLE, 25, term=term, parent=b"p" * 32)
+    for who in (ALICE, BOB):
+        world.announces(who, data, ROLE)
+    world.takes_part(BOB)
+    world.attests(ORGANISER, ROLE, data, loss=0.51)
     state = take_snapshot(await seen(world), world.signed).to_json()
     assert state.keys() == STATUS_KEYS | {"name", "members", "up_bytes_per_s", "down_bytes_per_s"}
     assert [role["role"] for role in state["roles"]] == ["expert-0", "router"]
     for role in state["roles"]:
-        assert role.keys() == ROLE_KEYS | {"announced_step", "loss", "images_per_s", "eta_s"}
+        assert role.keys() == ROLE_KEYS | MORE_ROLE_KEYS
     expert, router = state["roles"]
     assert (expert["state"], expert["step"], expert["total_steps"]) == ("training", 30, 100)
     assert (expert["holder"], expert["term"]) == (peer_id_text(ALICE.node_id), 1)
-    assert expert["content_id"] == statement.weights.info_hash.hex() and expert["providers"] == 1
+    assert expert["content_id"] == statement.weights.info_hash.hex() and expert["providers"] == 2
+    assert (expert["safe_step"], expert["checked"], expert["checked_by"]) == (25, True, 1)
+    assert expert["measured_loss"] == 0.51 and expert["parent"] == (b"p" * 32).hex()
+    assert (expert["made_by"], expert["made_in_term"]) == (peer_id_text(ALICE.node_id), 1)
+    assert (router["safe_step"], router["checked"], router["made_by"]) == (0, False, None)
     assert expert["age_s"] == pytest.approx(4.0, abs=0.2) and expert["eta_s"] == 7.0
     assert (router["state"], router["holder"], router["content_id"]) == ("unclaimed", None, None)
-    assert (state["peers"], state["up_bytes_per_s"], state["down_bytes_per_s"]) == (1, 10, 20)
+    assert (state["peers"], state["up_bytes_per_s"], state["down_bytes_per_s"]) == (2, 10, 20)
     assert json.loads(json.dumps(state)) == state
 
 
@@ -110,14 +123,18 @@ async def test_a_rejected_statement_is_left_out_and_the_next_one_counts(
     bad, _ = world.checkpoint(MALLORY, ROLE, 100, term=9)
     world.announces(ALICE, good, ROLE)
     world.announces(MALLORY, bad, ROLE)
+    world.attests(ORGANISER, ROLE, good, bad)
     assert (await seen(world)).newest[ROLE].data == bad
     observation = await seen(world, rejected={bad})
     assert observation.newest[ROLE].data == good and not observation.finished([ROLE])
 
 
 async def test_candidates_are_ordered_for_use_and_for_going_on(world: Any, autojump_clock: Any) -> None:
+    made = []
     for who, term, step in ((ALICE, 1, 75), (BOB, 2, 50), (MALLORY, 2, 25)):
-        world.announces(who, world.checkpoint(who, ROLE, step, term=term)[0], ROLE)
+        made.append(world.checkpoint(who, ROLE, step, term=term)[0])
+        world.announces(who, made[-1], ROLE)
+    world.attests(ORGANISER, ROLE, *made)
     observation = await seen(world)
     found = observation.candidates[ROLE]
     assert [one.statement.step for one in found] == [75, 50, 25]
@@ -139,7 +156,10 @@ async def test_all_who_announce_a_checkpoint_are_its_providers(world: Any, autoj
 async def test_a_run_is_finished_when_every_role_has_its_last_step(world: Any, autojump_clock: Any) -> None:
     roles = world.signed.manifest.roles
     for role, finished in zip(roles, (False, True), strict=True):
-        world.announces(ALICE, world.checkpoint(ALICE, role, 100)[0], role)
+        data, _ = world.checkpoint(ALICE, role, 100)
+        world.announces(ALICE, data, role)
+        assert not (await seen(world)).finished(roles)  # its signer's word
+        world.attests(ORGANISER, role, data)
         assert (await seen(world)).finished(roles) is finished
 
 
@@ -170,16 +190,9 @@ async def test_a_member_with_impossible_numbers_says_nothing(
 
 async def test_numbers_that_make_endless_times_are_shown_as_unknown(world: Any, autojump_clock: Any) -> None:
     trains(world, ALICE, images_per_s=5e-324)
-    world.announces(BOB, world.checkpoint(BOB, "router", 10, created_unix=-1e308)[0], "router")
+    data, _ = world.checkpoint(BOB, "router", 10, created_unix=-1e308)
+    world.announces(BOB, data, "router")
+    world.attests(ORGANISER, "router", data)
     expert, router = take_snapshot(await seen(world), world.signed).roles
     assert expert.state == "training" and expert.eta_s is None
     assert router.state == "stale" and router.age_s is None
-
-
-def test_only_so_many_records_a_key_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paris_node.snapshot.MAX_RECORDS_PER_KEY", 3)
-    for number in range(9):
-        who = Identity(bytes([number]) * 32)
-        world.announces(who, world.checkpoint(who, ROLE, number + 1)[0], ROLE)
-    records = world.live("announce", role_scope(world.signed.run_id, ROLE))
-    assert len(records) == 9 and len(candidates(records, world.signed, ROLE)) == 3

@@ -23,6 +23,7 @@ from paris_p2p.wire.identity import Identity
 
 ROLE = Role("expert-0")
 OTHER = Identity(b"x" * 32)
+ORGANISER = Identity(b"o" * 32)
 
 
 async def trains_well(trainer: Any) -> None:
@@ -153,7 +154,9 @@ async def test_a_role_starts_afresh_only_after_its_checkpoints_were_out_of_reach
     world: Any, autojump_clock: Any
 ) -> None:
     """One replica's short absence must not throw a role's whole work away."""
-    world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
+    data, _ = world.checkpoint(OTHER, ROLE, 60)
+    world.announces(OTHER, data, ROLE)
+    world.attests(ORGANISER, ROLE, data)
     world.scripts = [trains_well]
     job, _, _ = job_of(world)
     assert await job.run() == Outcome("finished")

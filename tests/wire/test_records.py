@@ -18,6 +18,8 @@ from paris_p2p.wire.records import (
     MAX_ADDRESS_CHARS,
     MAX_RECORD_BYTES,
     AnnounceRecord,
+    AttestRecord,
+    Check,
     ClaimRecord,
     MemberRecord,
     Payload,
@@ -46,6 +48,7 @@ SCOPED: dict[str, tuple[Payload, bytes]] = {
     "member": (MEMBER, RUN),
     "claim": (ClaimRecord("hold", Term(1), NOW), role_scope(RUN, expert_role(0))),
     "announce": (AnnounceRecord(b"statement", (ADDRESS,)), role_scope(RUN, expert_role(0))),
+    "attest": (AttestRecord((Check(b"d" * 32, True, 0.5),)), role_scope(RUN, expert_role(0))),
     "provide": (ProvideRecord(True, (ADDRESS,)), REF.info_hash),
 }
 
@@ -166,7 +169,7 @@ def test_the_hostile_records_here_are_signed_as_real_ones() -> None:
     [
         {"state": "own", "term": 1, "since_unix": NOW},
         {"state": "hold", "term": 0, "since_unix": NOW},
-        {"state": "hold", "term": 1 << 31, "since_unix": NOW},
+        {"state": "hold", "term": 1 << 63, "since_unix": NOW},
         {"state": "hold", "term": 1, "since_unix": 1},
         {"state": "hold", "term": 1},
         [],

@@ -9,11 +9,12 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from paris_node.checker import check_weights_item
 from paris_node.commands.status import run_selector
+from paris_node.judging import Candidate
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
-from paris_node.run_node import check_weights_item
 from paris_node.runs import find_run
-from paris_node.snapshot import Candidate, Observation, observe
+from paris_node.snapshot import Observation, observe
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError, IncompleteError, RemoteProtocolError, TransportError
 from paris_p2p.ids import Role
@@ -24,10 +25,15 @@ from paris_p2p.store.model_folder import INDEX_NAME, SUMMARY_NAME, write_model_f
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest
+from paris_p2p.wire.terms import term_number
 from paris_p2p.workers.nursery import open_inner_nursery
 
 STALL_S = 60.0
-CANDIDATES_PER_ROLE = 4
+UNCHECKED_STALL_S = 15.0
+"""For checkpoints that are only their signers' word: nobody need serve them."""
+CANDIDATES_PER_ROLE = 16
+"""Checked ones come first. Of the others many may have to be tried: each is dropped when nobody serves it, or
+its weights are not what the recipe asks for."""
 
 
 def run(request: NetworkRequest, out: Path | None, allow_partial: bool, output: Output) -> int:
@@ -119,13 +125,24 @@ def _report(
     output: Output, folder: Path, gathering: "_Gathering", missing: list[Role], seconds: float
 ) -> None:
     roles = {
-        role: {"step": s.step, "total_steps": s.total_steps, "term": s.term, "heldout_loss": s.heldout_loss}
+        role: {
+            "step": s.step,
+            "total_steps": s.total_steps,
+            "term": term_number(s.term),
+            "heldout_loss": s.heldout_loss,
+            "checked": role in gathering.vouched,
+        }
         for role, s in gathering.statements.items()
     }
+    doubtful = sorted(gathering.statements.keys() - gathering.vouched)
     total = sum(gathering.done.values())
     text = f"model in {folder}: {len(roles)} roles, {total / 1e6:.1f} MB in {seconds:.1f} s"
     if missing:
         text += f"; missing: {', '.join(missing)}"
+    if doubtful:
+        text += (
+            f"\nonly their makers vouch for: {', '.join(doubtful)} (the format is right, the quality unknown)"
+        )
     output.event(
         "model",
         text + '\nnext: paris-node generate "your prompt"',
@@ -147,6 +164,7 @@ class _Gathering:
     output: Output
     weights: dict[Role, Path] = field(default_factory=dict)
     statements: dict[Role, CheckpointStatement] = field(default_factory=dict)
+    vouched: set[Role] = field(default_factory=set)
     components: dict[str, Path] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
@@ -187,11 +205,14 @@ class _Gathering:
 
     async def _candidate(self, progress: Progress, role: Role, candidate: Candidate) -> None:
         statement = candidate.statement
-        folder = await self._fetch(progress, role, statement.weights)
+        stall_s = STALL_S if candidate.credible else UNCHECKED_STALL_S
+        folder = await self._fetch(progress, role, statement.weights, stall_s)
         await trio.to_thread.run_sync(check_weights_item, folder, self.signed, statement)
         self.weights[role], self.statements[role] = folder, statement
+        if candidate.credible:
+            self.vouched.add(role)
 
-    async def _fetch(self, progress: Progress, name: str, ref: ContentRef) -> Path:
+    async def _fetch(self, progress: Progress, name: str, ref: ContentRef, stall_s: float = STALL_S) -> Path:
         if name not in self._bars:
             self._bars[name] = progress.add_task(name, total=ref.length)
 
@@ -200,7 +221,7 @@ class _Gathering:
             progress.update(self._bars[name], completed=state.bytes_done)
             progress.update(self._bars["total"], completed=sum(self.done.values()))
 
-        folder = await self.network.swarm.fetch(ref, on_progress=show, stall_timeout_s=STALL_S)
+        folder = await self.network.swarm.fetch(ref, on_progress=show, stall_timeout_s=stall_s)
         self.done[name] = ref.length
         progress.update(self._bars[name], completed=ref.length)
         progress.update(self._bars["total"], completed=sum(self.done.values()))

@@ -1,5 +1,6 @@
 """`paris-node generate`: draw images with a fetched model. Needs no network."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from paris_p2p.store.home import Home
 if TYPE_CHECKING:
     from paris_p2p.diffusion.generate import Generated, Progress
 
+_BYTES = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 _TITLES = {"load": "loading", "sample": "sampling"}
 
 
@@ -30,8 +32,13 @@ class GenerateRequest:
     steps: int | None
     guidance: float | None
     top_k: int | None
+    threshold: float | None
+    temperature: float
     scheduler: str | None
     device: str
+    dtype: str
+    max_memory: str | None
+    offload: bool
     out: Path | None
     grid: Path | None
     home: Path | None
@@ -51,8 +58,13 @@ def run(request: GenerateRequest, output: Output) -> None:
         steps=request.steps,
         guidance_scale=request.guidance,
         top_k=request.top_k,
+        threshold=request.threshold,
+        temperature=request.temperature,
         scheduler=request.scheduler,
         device=request.device,
+        dtype=request.dtype,
+        max_memory=parse_bytes(request.max_memory) if request.max_memory is not None else None,
+        offload=request.offload,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), disable=output.as_json) as bars:
@@ -65,6 +77,16 @@ def run(request: GenerateRequest, output: Output) -> None:
 
         made = generate(model, wanted, request.out or Path(), grid_path=request.grid, on_progress=show)
     _say(made, output)
+
+
+def parse_bytes(text: str) -> int:
+    """`2000000000`, `2GB`, `1.5 GiB`, `800M` as bytes. Raises `ConfigError`."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"{text!r} is no amount of memory: write, for example, 2GB or 800MiB")
+    step = 1024 if found[3] else 1000
+    power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
+    return int(float(found[1]) * step**power)
 
 
 def remembered_model(home: Home) -> Path:

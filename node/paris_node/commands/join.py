@@ -4,11 +4,13 @@ import os
 import random
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from paris_node.commands.status import run_selector
-from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
+from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.room import check_room
 from paris_node.run_node import RunNode
 from paris_node.runs import find_run
@@ -16,13 +18,20 @@ from paris_node.signals import until_interrupted
 from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_node.volunteer import Volunteer
-from paris_p2p.errors import ConfigError
+from paris_p2p import clock
+from paris_p2p.core.access import check_own_access
+from paris_p2p.errors import ConfigError, TransportError
 from paris_p2p.ids import Role
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
+from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.store.home import Home
+from paris_p2p.wire.access_pass import parse_pass_text, pass_text
 from paris_p2p.wire.identity import peer_id_text
 from paris_p2p.wire.manifest import Manifest, SignedManifest
 from paris_p2p.workers.nursery import open_inner_nursery
+
+PASS_FILE = "access.pass"
+MAX_PASS_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class JoinRequest:
     device: str
     threads: int | None
     until_complete: bool
+    pass_file: Path | None = None
 
 
 def run(request: JoinRequest, output: Output) -> int:
@@ -49,11 +59,14 @@ def run(request: JoinRequest, output: Output) -> int:
 
 async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], output: Output) -> int:
     identity = home.identity()
-    opened = open_network(request.network, home=home, identity=identity, bootstrap=bootstrap)
+    opened = open_network(request.network, home=home, identity=identity, bootstrap=bootstrap, output=output)
     async with opened as network:
         signed = await find_run(network, run_selector(request.network, home))
         wanted = _wanted_role(signed.manifest, request.role)
-        check_room(network, signed.manifest, wanted)
+        access = load_pass(home, signed, request.pass_file)
+        barred = check_own_access(signed, identity.node_id, access, clock.unix())
+        if barred is None:
+            check_room(network, signed.manifest, wanted)
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         output.event(
             "joined",
@@ -64,16 +77,63 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
             node=peer_id_text(identity.node_id),
             roles=list(signed.manifest.roles),
         )
-        return await _take_part(network, signed, request, wanted, output)
+        node = RunNode(network, signed, output, mirror=False, access=access)
+        network.store.limit(request.network.max_disk, node.pinned)
+        node.progress.activity = "seeding"
+        if barred is None:
+            rng = random.Random(os.urandom(16))
+            part: _Part = Volunteer(
+                node, wanted=wanted, device=request.device, threads=request.threads, rng=rng
+            )
+        else:
+            me = peer_id_text(identity.node_id)
+            text = f"{barred}. It copies and seeds; the organiser can give {me} a pass"
+            output.event("replica", text, reason=barred)
+            part = _Replica(node)
+        return await _take_part(node, part, request.until_complete, output)
 
 
-async def _take_part(
-    network: Network, signed: SignedManifest, request: JoinRequest, wanted: Role | None, output: Output
-) -> int:
-    node = RunNode(network, signed, output, mirror=False)
-    node.progress.activity = "seeding"
-    rng = random.Random(os.urandom(16))
-    volunteer = Volunteer(node, wanted=wanted, device=request.device, threads=request.threads, rng=rng)
+class _Part(Protocol):
+    """What a node does in a run beside holding content."""
+
+    async def run(self, *, until_complete: bool) -> None:
+        """Until `leave` is called, or the run is complete."""
+
+    def leave(self) -> None:
+        """End in order."""
+
+
+class _Replica:
+    """The part of a node that may not claim roles: be there until told to leave, or until all is done."""
+
+    def __init__(self, node: RunNode) -> None:
+        self._node = node
+        self._leaving = trio.Event()
+
+    def leave(self) -> None:
+        """Return from `run`."""
+        self._leaving.set()
+
+    async def run(self, *, until_complete: bool) -> None:
+        """Wait; the loops of the node do the work."""
+        signed = self._node.signed
+        while not self._leaving.is_set():
+            with trio.move_on_after(signed.manifest.lease.poll_s):
+                await self._leaving.wait()
+            if until_complete and await self._complete():
+                break
+        self._node.progress.activity = "leaving"
+        await self._node.hand_over()
+
+    async def _complete(self) -> bool:
+        try:
+            observation = await self._node.observe()
+        except TransportError:
+            return False
+        return observation.finished(self._node.signed.manifest.roles)
+
+
+async def _take_part(node: RunNode, part: _Part, until_complete: bool, output: Output) -> int:
     interrupted = False
     async with open_inner_nursery() as nursery:
 
@@ -82,15 +142,34 @@ async def _take_part(
             await until_interrupted()
             interrupted = True
             output.event("leaving", "leaving: checkpoint, release, hand over (Ctrl-C again: at once)")
-            volunteer.leave()
+            part.leave()
 
         nursery.start_soon(leave_when_interrupted)
         nursery.start_soon(node.announce_loop)
         nursery.start_soon(node.replicate_loop)
-        await volunteer.run(until_complete=request.until_complete)
+        await part.run(until_complete=until_complete)
         nursery.cancel_scope.cancel()
     output.event("left", "left the run")
     return EXIT_INTERRUPTED if interrupted else EXIT_DONE
+
+
+def load_pass(home: Home, signed: SignedManifest, path: Path | None) -> bytes:
+    """The pass in the file `path`, which is then kept in the home; else the one kept there, else b"".
+
+    Raises `ConfigError` for a file that holds none.
+    """
+    kept = home.run_folder(signed.run_id) / PASS_FILE
+    if path is None:
+        return parse_pass_text(kept.read_text(encoding="utf-8")) if kept.exists() else b""
+    try:
+        text = path.read_text(encoding="utf-8")[:MAX_PASS_CHARS]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--pass {path}: it cannot be read: {error}") from None
+    data = parse_pass_text(text)
+    with disk("keeping the pass", kept.parent):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, (pass_text(data) + "\n").encode())
+    return data
 
 
 def _wanted_role(manifest: Manifest, role: str | None) -> Role | None:

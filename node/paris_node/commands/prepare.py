@@ -1,6 +1,7 @@
 """`paris-node prepare`: make a run out of captioned images."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from paris_node.torch_cache import keep_torch_cache
 from paris_p2p.data.sources import open_source
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
+from paris_p2p.wire.identity import node_id_from_peer_id
 
 if TYPE_CHECKING:
     from paris_p2p.data.prepare import PrepareReport, StageProgress
@@ -40,16 +42,25 @@ class PrepareRequest:
     seed: int
     name: str | None
     home: Path | None
+    restricted: bool = False
+    allow: tuple[str, ...] = ()
+    init_from: Path | None = None
+    variants: tuple[str, ...] = ()
+    router_text: bool = True
 
 
 def run(request: PrepareRequest, output: Output) -> None:
     """Prepare the run and say what came of it."""
     open_source(request.source)  # a mistyped source is said at once, not after seconds of imports
+    claimants = tuple(dict.fromkeys(node_id_from_peer_id(text) for text in request.allow))
     home = Home.resolve(request.home)
     keep_torch_cache(home)
     from paris_p2p.data.prepare import PrepareOptions, prepare
+    from paris_p2p.diffusion.initial import add_initial
     from paris_p2p.diffusion.recipes import preset
 
+    source = request.init_from
+    initial = partial(add_initial, source, request.seed) if source is not None else None
     options = PrepareOptions(
         source=request.source,
         out=request.out,
@@ -59,6 +70,8 @@ def run(request: PrepareRequest, output: Output) -> None:
         steps=request.steps,
         seed=request.seed,
         name=request.name,
+        restricted=request.restricted,
+        claimants=claimants,
     )
     identity = home.identity()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -70,7 +83,10 @@ def run(request: PrepareRequest, output: Output) -> None:
                 bars[state.stage] = progress.add_task(_TITLES[state.stage], total=state.total)
             progress.update(bars[state.stage], completed=state.done, total=state.total)
 
-        report = prepare(options, identity=identity, make_recipe=preset, progress=show)
+        make_recipe = partial(preset, variants=request.variants, router_text=request.router_text)
+        report = prepare(
+            options, identity=identity, make_recipe=make_recipe, progress=show, add_initial=initial
+        )
     _say(report, request.out, output)
 
 
@@ -78,6 +94,7 @@ def _say(report: "PrepareReport", out: Path, output: Output) -> None:
     lines = [f"skipped {skipped.name}: {skipped.reason}" for skipped in report.skipped[:SHOWN_SKIPPED]]
     if len(report.skipped) > SHOWN_SKIPPED:
         lines.append(f"… {len(report.skipped)} skipped in all: {out / 'prepare.json'} lists them")
+    lines += report.initial
     sizes = ", ".join(str(cluster.images) for cluster in report.clusters)
     lines += [
         f"run {report.run_id.hex()[:12]}: {len(report.clusters)} clusters of {sizes} images",
@@ -91,6 +108,7 @@ def _say(report: "PrepareReport", out: Path, output: Output) -> None:
             {"id": cluster.index, "images": cluster.images, "heldout_images": cluster.heldout_images}
             for cluster in report.clusters
         ],
+        initial=list(report.initial),
         skipped=len(report.skipped),
         skipped_files=[{"name": one.name, "reason": one.reason} for one in report.skipped],
         path=str(out.resolve()),

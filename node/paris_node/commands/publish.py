@@ -4,6 +4,7 @@ from pathlib import Path
 
 import trio
 
+from paris_node.judging import PUBLISHING
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.run_node import RunNode, run_items
 from paris_node.runs import MANIFEST_FILE, save_manifest
@@ -66,10 +67,11 @@ async def _publish(
     signed: SignedManifest,
     output: Output,
 ) -> int:
-    async with open_network(request, home=home, identity=home.identity(), bootstrap=bootstrap) as network:
+    opened = open_network(request, home=home, identity=home.identity(), bootstrap=bootstrap, output=output)
+    async with opened as network:
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         node = RunNode(network, signed, output, mirror=True)
-        node.progress.activity = "publishing"
+        node.progress.activity = PUBLISHING
         await node.announcer.flush()
         output.event(
             "published",

@@ -46,7 +46,7 @@ async def _status(
     async with open_network(request, home=home, identity=None, bootstrap=bootstrap) as network:
         signed = await find_run(network, run_selector(request, home))
         if once:
-            _show(await _snapshot(network, signed), output)
+            _show(network, await _snapshot(network, signed), output)
             return EXIT_DONE
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_follow, network, signed, output)
@@ -59,11 +59,12 @@ async def _snapshot(network: Network, signed: SignedManifest) -> Snapshot:
     return take_snapshot(await observe(network.dht, signed), signed)
 
 
-def _show(snapshot: Snapshot, output: Output) -> None:
+def _show(network: Network, snapshot: Snapshot, output: Output) -> None:
+    warnings = [notice.text for notice in network.dht.notices]
     if output.as_json:
-        output.data(snapshot.to_json())
+        output.data({**snapshot.to_json(), "warnings": warnings})
     else:
-        Console().print(status_view(snapshot))
+        Console().print(status_view(snapshot, note="\n".join(warnings)))
 
 
 async def _follow(network: Network, signed: SignedManifest, output: Output) -> None:
@@ -71,14 +72,15 @@ async def _follow(network: Network, signed: SignedManifest, output: Output) -> N
     if output.as_json:
         async for snapshot, trouble in _watch(network, signed):
             if snapshot is not None and not trouble:
-                output.data(snapshot.to_json())
+                _show(network, snapshot, output)
             if trouble:
                 log.warning("%s", trouble)
         return
     console = Console()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         async for snapshot, trouble in _watch(network, signed):
-            note = trouble or "Ctrl-C leaves this view"
+            warnings = [notice.text for notice in network.dht.notices]
+            note = trouble or "\n".join([*warnings, "Ctrl-C leaves this view"])
             live.update(Text(note) if snapshot is None else status_view(snapshot, note=note), refresh=True)
 
 

@@ -53,7 +53,8 @@ def trained(world: Any, *roles: str) -> dict[str, Any]:
     network = world.network("publisher", seeds=True)
     made = {}
     for role in roles:
-        data, made[role] = world.checkpoint(network.identity, role, 100, store=network.store)
+        term = world.holds(network.identity, role)
+        data, made[role] = world.checkpoint(network.identity, role, 100, term=term, store=network.store)
         world.announces(network.identity, data, role)
     return made
 
@@ -107,7 +108,7 @@ def test_a_bad_checkpoint_gives_way_to_the_next(world: Any, fetch: Fetch, tmp_pa
         (tmp_path / "empty" / "readme").write_bytes(bytes(100))
         changed["weights"] = store.add(tmp_path / "empty")
     kept = None if bad == "unserved" else store
-    lie, _ = world.checkpoint(MALLORY, EXPERT, 100, term=9, store=kept, **changed)
+    lie, _ = world.checkpoint(MALLORY, EXPERT, 100, term=9 << 32, store=kept, **changed)
     world.announces(MALLORY, lie, EXPERT)
     model = fetch(tmp_path / "model")[-1]
     assert model["roles"][EXPERT]["term"] == 1 and model["missing"] == []

@@ -1,0 +1,217 @@
+"""How much serving slows a training step on the same machine (bar: 3 %).
+
+    python benchmarks/seeding_cost.py --seconds 6 --rounds 3
+
+A trainer of the tiny recipe (started as a node starts it) trains all the time; a seeder beside it serves
+nobody, a leecher at 50 Mbit/s, or one at full speed, taking turns. The leecher stands for another machine:
+it has a core to itself, trainer and seeder share the others (on two cores: one, the worst a node can
+have). Needs root for the lines.
+The last line is JSON: training steps/s while idle, and what each way of serving takes from them.
+
+Owns: that measurement. Does not own: the trainer (`paris_p2p.diffusion`), the swarm.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import trio
+
+from benchmarks.lab.children import Child, Children, children, cpu_of, end_on_signals
+from benchmarks.lab.content import MIB, Content, make_content, work_folder
+from benchmarks.lab.local import start_leecher, start_seeder
+from benchmarks.lab.namespaces import Link, Star, cannot_run, star
+from benchmarks.lab.noise import Load, spread
+from paris_p2p import clock
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.wire.manifest import check_manifest
+from paris_p2p.workers.spawn import Worker, open_worker
+
+TRAINER = "paris_p2p.diffusion.train_worker"
+STEPS = 1_000_000  # never done; a checkpoint every quarter of it, so none either
+PREPARE_S = 300.0
+SETTLE_S = 2.0
+MODES = ("idle", "50mbit", "full")
+HOME_LINE = 1
+FAST_LINE = 2
+
+
+@dataclass(slots=True)
+class Trainer:
+    """What the trainer has told: (arrival in monotonic seconds, step)."""
+
+    worker: Worker
+    seen: list[tuple[float, int]] = field(default_factory=list)
+
+    async def listen(self) -> None:
+        """Until cancelled."""
+        while True:
+            message = await self.worker.receive()
+            if message["type"] == "error":
+                raise RuntimeError(f"the trainer failed: {message.get('message')}")
+            if message["type"] == "step":
+                self.seen.append((clock.monotonic(), int(message["step"])))
+
+    def rate(self, since: float) -> float:
+        """Steps a second from the first report after `since` to the last."""
+        seen = [(when, step) for when, step in self.seen if when >= since]
+        (began, first), (ended, last) = seen[0], seen[-1]
+        return (last - first) / (ended - began)
+
+
+def prepare_run(kids: Children, folder: Path) -> Path:
+    """A tiny run of digits, by the command itself; its folder."""
+    argv = [sys.executable, "-m", "paris_node", "prepare", "digits", "--clusters", "2"]
+    argv += ["--steps", str(STEPS), "--out", str(folder / "run"), "--home", str(folder / "home"), "--json"]
+    child = kids.start(argv, folder / "prepare")
+    if child.wait(PREPARE_S) != 0:
+        raise RuntimeError(f"prepare failed: {child.errors()}")
+    return folder / "run"
+
+
+@asynccontextmanager
+async def training(run: Path, out: Path, cores: set[int]) -> AsyncIterator[Trainer]:
+    """A trainer of expert 0 on the given cores, started as a node starts it."""
+    manifest = check_manifest((run / "manifest.paris").read_bytes()).manifest
+    store = ContentStore(run / "store")
+    cluster = manifest.clusters[0]
+    train, heldout = store.files(cluster.train.info_hash), store.files(cluster.heldout.info_hash)
+    shard = {"cluster": cluster.index, "train": str(train), "heldout": str(heldout)}
+    start = {"type": "start", "manifest": str(run / "manifest.paris"), "role": "expert-0", "variant": 0}
+    rest = {"device": "cpu", "shards": [shard], "resume": None, "out": str(out), "threads": 1}
+    async with open_worker(TRAINER) as worker:
+        os.sched_setaffinity(worker.pid, cores)  # before it starts threads: they inherit it
+        await worker.send({**start, **rest})
+        trainer = Trainer(worker)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trainer.listen)
+            with trio.fail_after(120):
+                while len(trainer.seen) < 4:
+                    await trio.sleep(0.1)
+            yield trainer
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(slots=True)
+class Figure:
+    """One window: training steps a second and a CPU second of the trainer's, MB/s served, share of a core
+    that the seeder used."""
+
+    mode: str
+    steps_per_s: float
+    steps_per_cpu_s: float
+    served_mb_s: float
+    seeder_cpu: float
+
+
+class Bench:
+    """One trainer and one seeder; leechers come and go."""
+
+    def __init__(self, kids: Children, net: Star, content: Content, folder: Path) -> None:
+        self.kids, self.net, self.content, self.folder = kids, net, content, folder
+        self.fetches = 0
+
+    def seed(self, cores: set[int]) -> None:
+        """Start the seeder on the given cores."""
+        enter = [*self.net.enter(0), "taskset", "-c", ",".join(map(str, sorted(cores)))]
+        started = start_seeder(self.kids, self.content, self.folder, self.net.ip(0), enter)
+        self.seeder, self.info_hash, self.addresses = started
+
+    def leech(self, mode: str, core: int) -> Child:
+        """A fresh leecher on a core of its own."""
+        self.fetches += 1
+        folder = self.folder / f"leecher{self.fetches}"
+        folder.mkdir()
+        node = HOME_LINE if mode == "50mbit" else FAST_LINE
+        enter = [*self.net.enter(node), "taskset", "-c", str(core)]
+        return start_leecher(self.kids, self.info_hash, self.addresses, folder, self.net.ip(node), enter)
+
+    async def window(self, trainer: Trainer, mode: str, seconds: float, core: int) -> Figure:
+        """Train for `seconds` while serving as `mode` says."""
+        leecher = self.leech(mode, core) if mode != "idle" else None
+        await trio.sleep(SETTLE_S)
+        began, sent, cpu = clock.monotonic(), self.net.counters()[0][0], self.seeder.cpu_now_s()
+        trainer_cpu = cpu_of(trainer.worker.pid)
+        while clock.monotonic() < began + seconds:
+            await trio.sleep(0.1)
+            if leecher is not None and leecher.poll() is not None:
+                if leecher.rc != 0:
+                    raise RuntimeError(f"a leecher ended with {leecher.rc}: {leecher.errors()}")
+                leecher = self.leech(mode, core)
+        took = clock.monotonic() - began
+        served = (self.net.counters()[0][0] - sent) / took / 1e6
+        rate, trainer_share = trainer.rate(began), (cpu_of(trainer.worker.pid) - trainer_cpu) / took
+        seeder_share = (self.seeder.cpu_now_s() - cpu) / took
+        figure = Figure(mode, rate, rate / trainer_share, served, seeder_share)
+        if leecher is not None:
+            leecher.stop()
+        return figure
+
+
+async def measure(bench: Bench, run: Path, rounds: int, seconds: float, cores: set[int]) -> list[Figure]:
+    """All windows, taking turns."""
+    figures = []
+    core = max(os.sched_getaffinity(0))
+    async with training(run, bench.folder / "trainer", cores) as trainer:
+        for number in range(rounds):
+            order = MODES if number % 2 == 0 else MODES[::-1]
+            for mode in order:
+                figure = await bench.window(trainer, mode, seconds, core)
+                print(figure, file=sys.stderr, flush=True)
+                figures.append(figure)
+    return figures
+
+
+def report(figures: Sequence[Figure]) -> dict[str, object]:
+    """Steps/s while idle; for each way of serving: the share of training lost, round by round."""
+    idle = [f for f in figures if f.mode == "idle"]
+    made: dict[str, object] = {"idle_steps_per_s": spread([f.steps_per_s for f in idle])}
+    for mode in MODES[1:]:
+        mine = [f for f in figures if f.mode == mode]
+        pairs = list(zip(mine, idle, strict=True))
+        made[mode] = {
+            "training_lost": spread([1 - one.steps_per_s / other.steps_per_s for one, other in pairs]),
+            "step_cpu_more": spread(
+                [other.steps_per_cpu_s / one.steps_per_cpu_s - 1 for one, other in pairs]
+            ),
+            "served_mb_s": round(median(f.served_mb_s for f in mine), 2),
+            "seeder_cpu": round(median(f.seeder_cpu for f in mine), 3),
+        }
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark; the last line on stdout is JSON."""
+    parser = argparse.ArgumentParser(description="what serving costs training")
+    parser.add_argument("--seconds", type=float, default=6, help="length of one window")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mib", type=int, default=512)
+    given = parser.parse_args(argv)
+    cores = sorted(os.sched_getaffinity(0))
+    reason = cannot_run() or (
+        None if len(cores) > 1 else "two cores are needed: the leecher has one to itself"
+    )
+    if reason is not None:
+        print(json.dumps({"benchmark": "seeding_cost", "skipped": reason}))
+        return
+    end_on_signals()
+    shared = {cores[0]} if len(cores) == 2 else set(cores[:-1])
+    links = [Link(0, 0), Link(50, 50), Link(0, 0)]
+    with work_folder() as folder, children() as kids, star(links) as net, Load() as load:
+        run = prepare_run(kids, folder)
+        content = make_content(folder / "source" / "content.bin", given.mib * MIB, 1 << 20)
+        bench = Bench(kids, net, content, folder)
+        bench.seed(shared)
+        figures = trio.run(measure, bench, run, given.rounds, given.seconds, shared)
+    made = {"benchmark": "seeding_cost", "node_cores": len(shared), "busy_cores": round(load.others(0), 2)}
+    print(json.dumps({**made, **report(figures)}))
+
+
+if __name__ == "__main__":
+    main()

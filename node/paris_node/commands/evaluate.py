@@ -1,0 +1,187 @@
+"""`paris-node evaluate`: judge models against the images of a prepared run. Needs no network."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from paris_node.commands.publish import load_prepared
+from paris_node.torch_cache import keep_torch_cache
+from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.programs import Output
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.home import Home
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.manifest import SignedManifest
+
+if TYPE_CHECKING:
+    from paris_p2p.diffusion.evaluation import Contender, RealImages
+    from paris_p2p.diffusion.features import FeatureNetwork
+    from paris_p2p.diffusion.pipeline import ParisPipeline
+
+ROUTINGS = {"top1": 1, "top2": 2, "full": 0}
+LEAST_SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """The options of `evaluate`, as given. `routing`: names of `ROUTINGS`, or `topN`."""
+
+    folder: Path
+    models: tuple[Path, ...]
+    out: Path
+    samples: int
+    steps: int | None
+    guidance_scale: float | None
+    routing: tuple[str, ...]
+    features: str
+    seed: int
+    device: str
+    threads: int | None
+    home: Path | None
+
+
+def run(request: EvaluateRequest, output: Output) -> None:
+    """Evaluate every model, with every routing where it has several experts, and write the report."""
+    routings = [_top_k(name) for name in request.routing]
+    if request.samples < LEAST_SAMPLES:
+        raise ConfigError(f"--samples {request.samples}: a distance needs {LEAST_SAMPLES} images at least")
+    signed = load_prepared(request.folder)
+    keep_torch_cache(Home.resolve(request.home))
+    import torch
+
+    from paris_p2p.diffusion import evaluation
+    from paris_p2p.diffusion.devices import pick_device
+    from paris_p2p.diffusion.pipeline import ParisPipeline
+
+    if request.threads is not None:
+        torch.set_num_threads(max(1, request.threads))
+    device = pick_device(request.device)
+    models = {path: ParisPipeline.from_pretrained(path).to(device) for path in request.models}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
+        real = _real(signed, ContentStore(request.folder / "store"), next(iter(models.values())))
+        network = _features(request, real, progress)
+        real_features = network.embed(real.images)
+        defaults = signed.manifest.recipe.sampling
+        asked = evaluation.Asked(
+            request.samples,
+            request.steps or defaults.steps,
+            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+            request.seed,
+        )
+        scores, grids = [], {"real": evaluation.picture_grid(real.images)}
+        for contender in _contenders(models, routings):
+            bar = progress.add_task(contender.name, total=request.samples)
+            score, images = evaluation.evaluate(
+                contender,
+                real,
+                real_features,
+                network,
+                asked,
+                lambda done, _, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+            )
+            scores.append(score)
+            grids[contender.name] = evaluation.picture_grid(images)
+            output.event(
+                "evaluated",
+                model=score.name,
+                frechet_distance=score.frechet_distance,
+                precision=score.precision,
+                recall=score.recall,
+                fidelity=score.fidelity,
+                seconds=score.seconds,
+            )
+    report = evaluation.Report(
+        signed.manifest.name,
+        network.name,
+        network.accuracy,
+        len(real),
+        evaluation.floor(real_features, request.samples, request.seed),
+        asked,
+        tuple(scores),
+    )
+    evaluation.write_report(report, grids, request.out)
+    output.event("report", f"{report.as_markdown()}\nreport and grids: {request.out}", path=str(request.out))
+
+
+def _top_k(name: str) -> int:
+    if name in ROUTINGS:
+        return ROUTINGS[name]
+    if name.startswith("top") and name[3:].isdigit() and int(name[3:]) > 0:
+        return int(name[3:])
+    raise ConfigError(f"--routing {name!r}: top1, top2, topN or full")
+
+
+def _contenders(models: "dict[Path, ParisPipeline]", routings: list[int]) -> "Iterator[Contender]":
+    from paris_p2p.diffusion.evaluation import Contender
+
+    names = _names(list(models))
+    for path, pipeline in models.items():
+        if len(pipeline.present) == 1:
+            yield Contender(names[path], pipeline, top_k=1)
+            continue
+        for top_k in routings:
+            yield Contender(f"{names[path]} {f'top-{top_k}' if top_k else 'full'}", pipeline, top_k=top_k)
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """Folder names, or whole paths where two folders have the same name."""
+    short = [path.resolve().name for path in paths]
+    if len(set(short)) == len(short):
+        return dict(zip(paths, short, strict=True))
+    return {path: str(path) for path in paths}
+
+
+def _real(signed: SignedManifest, store: ContentStore, pipeline: "ParisPipeline") -> "RealImages":
+    """All images of the run, held-out ones too, as the experts' data holds them."""
+    import torch
+
+    from paris_p2p.diffusion.evaluation import real_images
+    from paris_p2p.diffusion.shards import load_shard
+
+    manifest = signed.manifest
+    shards = []
+    for cluster in manifest.clusters:
+        for ref in (cluster.train, cluster.heldout):
+            folder = _item(store, ref)
+            shards.append((folder, load_shard(folder, manifest.recipe, cluster.index)))
+    if manifest.recipe.latents.space == "pixel":
+        return real_images(shards, None)
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        pictures: torch.Tensor = pipeline.decoded(latents, "pt")
+        return pictures.float().cpu() * 2 - 1
+
+    return real_images(shards, decode)
+
+
+def _item(store: ContentStore, ref: ContentRef) -> Path:
+    try:
+        return store.files(ref.info_hash)
+    except StoreError:
+        raise ConfigError(
+            f"the prepared folder lacks the item {ref.info_hash.hex()[:16]}…: run prepare again"
+        ) from None
+
+
+def _features(request: EvaluateRequest, real: "RealImages", progress: Progress) -> "FeatureNetwork":
+    from paris_p2p.diffusion import features
+
+    if request.features != "trained":
+        if Path(request.features).is_dir():
+            return features.load_features(Path(request.features))
+        return features.pretrained_features(request.features)
+    labels, names, _ = features.label_images(real.captions, real.clusters)
+    bar = progress.add_task("training the feature network", total=None)
+    return features.train_features(
+        real.images,
+        labels,
+        names,
+        request.out / "features",
+        seed=request.seed,
+        progress=lambda done, total: progress.update(bar, completed=done, total=total),
+    )

@@ -1,0 +1,155 @@
+"""`paris-node train-monolithic`: the baseline of a run, one network on all its data, trained here alone."""
+
+import dataclasses
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from paris_node.commands.publish import load_prepared
+from paris_node.torch_cache import keep_torch_cache
+from paris_p2p import clock
+from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.ids import InfoHash, Term, expert_role
+from paris_p2p.programs import Output
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.hashing import content_id
+from paris_p2p.store.home import Home
+from paris_p2p.store.model_folder import write_model_folder
+from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.manifest import Recipe, SignedManifest
+
+if TYPE_CHECKING:
+    from paris_p2p.diffusion.local import Trained
+    from paris_p2p.diffusion.shards import Examples
+
+ROLE = expert_role(0)
+
+
+@dataclass(frozen=True, slots=True)
+class MonolithicRequest:
+    """The options of `train-monolithic`, as given."""
+
+    folder: Path
+    out: Path
+    batch_size: int | None
+    variant: int
+    device: str
+    threads: int | None
+    home: Path | None
+
+
+def run(request: MonolithicRequest, output: Output) -> None:
+    """Train the baseline of the prepared run in `request.folder` and write it as a model folder."""
+    signed = load_prepared(request.folder)
+    home = Home.resolve(request.home)
+    keep_torch_cache(home)
+    import torch
+
+    from paris_p2p.diffusion import local
+
+    if request.threads is not None:
+        torch.set_num_threads(max(1, request.threads))
+    if not 0 <= request.variant < len(signed.manifest.recipe.experts):
+        raise ConfigError(f"the recipe has expert variants 0 to {len(signed.manifest.recipe.experts) - 1}")
+    recipe = local.monolithic(
+        signed.manifest.recipe,
+        len(signed.manifest.clusters),
+        variant=request.variant,
+        batch_size=request.batch_size,
+    )
+    work = request.out.with_name(f".{request.out.name}.training")
+    train, heldout = _data(signed, ContentStore(request.folder / "store"))
+    training = recipe.experts[0].training
+    output.event(
+        "training",
+        f"one network on {len(train)} images: {training.steps} steps of {training.batch_size}",
+        images=len(train),
+        total_steps=training.steps,
+        batch_size=training.batch_size,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
+        bar = progress.add_task("training", total=training.steps)
+
+        def show(done: int, total: int, loss: float) -> None:
+            progress.update(bar, completed=done, description=f"loss {loss:.4f}")
+            output.event("step", step=done, total_steps=total, loss=loss)
+
+        done = local.train(recipe, ROLE, train, heldout, work, device=request.device, on_step=show)
+    _write(request, signed, recipe, done, len(train))
+    shutil.rmtree(work, ignore_errors=True)
+    output.event(
+        "trained",
+        f"{request.out}: held-out loss {done.heldout_loss:.4f} after {done.samples} samples\n"
+        f'next: paris-node generate "…" --model {request.out}',
+        path=str(request.out.resolve()),
+        heldout_loss=done.heldout_loss,
+        steps=done.steps,
+        samples=done.samples,
+    )
+
+
+def _data(signed: SignedManifest, store: ContentStore) -> "tuple[Examples, Examples]":
+    """All clusters' training images, and all their held-out ones."""
+    from paris_p2p.diffusion.shards import Examples, load_shard
+
+    manifest = signed.manifest
+
+    def load(index: int, ref: ContentRef) -> object:
+        return load_shard(_item(store, ref), manifest.recipe, index)
+
+    train = Examples([load(c.index, c.train) for c in manifest.clusters])  # type: ignore[misc]
+    heldout = Examples([load(c.index, c.heldout) for c in manifest.clusters])  # type: ignore[misc]
+    return train, heldout
+
+
+def _item(store: ContentStore, ref: ContentRef) -> Path:
+    try:
+        return store.files(ref.info_hash)
+    except StoreError:
+        raise ConfigError(
+            f"the prepared folder lacks the item {ref.info_hash.hex()[:16]}…: run prepare again"
+        ) from None
+
+
+def _write(
+    request: MonolithicRequest, signed: SignedManifest, recipe: Recipe, done: "Trained", images: int
+) -> None:
+    """The model folder. It says whose data it is of, and that it is one network; nothing of it is signed."""
+    manifest = signed.manifest
+    # One cluster, so that nothing is missing. Its refs stand for all data and are not written anywhere.
+    whole = dataclasses.replace(manifest.clusters[0], images=images)
+    derived = dataclasses.replace(
+        manifest, name=f"{manifest.name[:51]}, monolithic", recipe=recipe, clusters=(whole,)
+    )
+    info, layout = content_id(done.weights)
+    weights = ContentRef(InfoHash(hashlib.sha256(info).digest()), layout.length, layout.piece_length)
+    statement = CheckpointStatement(
+        run_id=signed.run_id,
+        role=ROLE,
+        term=Term(1),
+        holder=manifest.organiser,
+        step=done.steps,
+        total_steps=done.steps,
+        variant=0,
+        weights=weights,
+        resume=weights,  # of what is read here only the weights' id ends up in the folder
+        parent=b"",
+        heldout_loss=done.heldout_loss,
+        created_unix=clock.unix(),
+    )
+    store = ContentStore(request.folder / "store")
+    components = {name: _item(store, ref) for name, ref in manifest.components.items()}
+    write_model_folder(
+        request.out,
+        SignedManifest(derived, signed.run_id, b""),
+        {ROLE: done.weights},
+        components,
+        {ROLE: statement},
+    )

@@ -1,0 +1,251 @@
+"""The checkpoints that strangers announce, judged: from records to candidates with a standing.
+
+Owns: `Candidate`, what this node knows by itself (`Known`), the jury of a moment, and the caps on what one
+key or one crowd can make a reader look at. Does not own: reading the records (`snapshot`), the rules
+(`core.accept`, `core.access`), checking weights (`checker`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from paris_p2p.core.accept import (
+    Attestation,
+    Jury,
+    Standing,
+    choose_checkpoint,
+    eligible,
+    limit_per_holder,
+    measured_loss,
+    standing,
+)
+from paris_p2p.core.access import admitted, may_claim
+from paris_p2p.core.assignment import SeenClaim, claim_rank, newest_statement
+from paris_p2p.core.safety import Held
+from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.ids import NodeId, Role
+from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement, statement_digest
+from paris_p2p.wire.manifest import SignedManifest
+from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, Record
+
+MAX_RECORDS_PER_KEY = 2048
+MAX_PER_HOLDER = 3
+"""Checkpoints of one holder looked at in one role: its newest, its safe one, one in between."""
+MAX_CONTENDERS = 16
+PUBLISHING = "publishing"
+"""The activity of the organiser's node that mirrors, and so checks, every checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a node knows by itself. `me`: its id, if it takes part; `checked`: digests of statements whose
+    weights it found good; `rejected`: signed statements it found bad; `liars`: who vouched for those."""
+
+    me: NodeId | None = None
+    checked: Collection[bytes] = frozenset()
+    rejected: Collection[bytes] = frozenset()
+    liars: frozenset[NodeId] = frozenset()
+
+
+NOTHING_KNOWN = Known()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint somebody announces: the statement, its signed bytes, and who holds it whole.
+
+    `access`: its holder's pass, if one came along; `witnesses`: whose word for it counts; `vouched`:
+    everybody who found its weights good; `measured`: its held-out loss as witnesses measured it, if they did.
+    """
+
+    statement: CheckpointStatement
+    data: bytes
+    providers: frozenset[NodeId]
+    access: bytes = b""
+    standing: Standing = Standing.UNCHECKED
+    witnesses: frozenset[NodeId] = field(default=frozenset())
+    vouched: frozenset[NodeId] = field(default=frozenset())
+    measured: float | None = None
+
+    @property
+    def credible(self) -> bool:
+        """Whether it is more than its signer's word."""
+        return self.standing >= Standing.BACKED
+
+    @property
+    def held(self) -> Held:
+        """As `core.safety` sees it."""
+        return Held(self.statement, self.providers)
+
+
+def jury(signed: SignedManifest, members: Mapping[NodeId, MemberRecord], known: Known) -> Jury:
+    """Whose words count at this moment."""
+    organiser = signed.manifest.organiser
+    host = members.get(organiser)
+    publishing = host is not None and host.activity == PUBLISHING
+    return Jury(organiser, publishing, frozenset(members), known.liars)
+
+
+def attestations(
+    signed: SignedManifest, records: Sequence[Record], now_unix: float
+) -> dict[bytes, list[Attestation]]:
+    """What is said of each statement, by its digest, by those who may speak in this run."""
+    said: dict[bytes, list[Attestation]] = {}
+    for record in admitted(signed, records[:MAX_RECORDS_PER_KEY], now_unix):
+        if isinstance(record.payload, AttestRecord):
+            latest = {check.statement: check for check in record.payload.checks}
+            for digest, check in latest.items():
+                said.setdefault(digest, []).append(Attestation(record.owner, check.good, check.loss))
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """One statement as announced, perhaps by several."""
+
+    data: bytes
+    holders: frozenset[NodeId]
+    access: bytes
+
+
+def candidates(
+    signed: SignedManifest,
+    role: Role,
+    records: Sequence[Record],
+    said: Mapping[bytes, Sequence[Attestation]],
+    jury: Jury,
+    known: Known = NOTHING_KNOWN,
+) -> tuple[Candidate, ...]:
+    """The announced checkpoints of `role` that fit the run: credible ones first, then others, each best
+    first.
+
+    Forged statements, those this node found bad, and those of holders who may not claim are left out.
+    """
+    announced = _announced(signed, records, known)
+    judged = {s: _judged(s, one, said, jury, known) for s, one in announced.items()}
+    backed = {statement for statement, candidate in judged.items() if candidate.credible}
+    few = limit_per_holder(judged, backed, MAX_PER_HOLDER)
+    ordered = [judged[statement] for statement in choose_checkpoint(few, signed, role)]
+    return tuple(sorted(ordered, key=_tier))
+
+
+def _tier(candidate: Candidate) -> int:
+    return -min(candidate.standing, Standing.BACKED)
+
+
+def _announced(
+    signed: SignedManifest, records: Sequence[Record], known: Known
+) -> dict[CheckpointStatement, _Announced]:
+    holders: dict[bytes, set[NodeId]] = {}
+    passes: dict[bytes, set[bytes]] = {}
+    for record in records[:MAX_RECORDS_PER_KEY]:
+        payload = record.payload
+        if isinstance(payload, AnnounceRecord) and payload.statement not in known.rejected:
+            holders.setdefault(payload.statement, set()).add(record.owner)
+            passes.setdefault(payload.statement, set()).add(payload.access)
+    found: dict[CheckpointStatement, _Announced] = {}
+    for data, owners in holders.items():
+        try:
+            statement = check_statement(data)
+        except RemoteProtocolError:
+            continue
+        access = _valid_pass(signed, statement, passes[data])
+        if access is not None:
+            found[statement] = _Announced(data, frozenset(owners), access)
+    return found
+
+
+def _valid_pass(
+    signed: SignedManifest, statement: CheckpointStatement, passes: Iterable[bytes]
+) -> bytes | None:
+    """The pass by which the statement's holder could make it when it did; None if there is none.
+
+    Whoever announces passes the holder's on: the statement must outlive its holder.
+    """
+    at_unix = statement.created_unix
+    usable = (one for one in sorted(passes) if may_claim(signed, statement.holder, one, at_unix))
+    return next(usable, None)
+
+
+def _judged(
+    statement: CheckpointStatement,
+    announced: _Announced,
+    said: Mapping[bytes, Sequence[Attestation]],
+    jury: Jury,
+    known: Known,
+) -> Candidate:
+    digest = statement_digest(announced.data)
+    words = said.get(digest, ())
+    counting = eligible(statement, words, jury)
+    return Candidate(
+        statement,
+        announced.data,
+        announced.holders,
+        announced.access,
+        standing(statement, words, jury, checked=digest in known.checked),
+        frozenset(word.owner for word in counting if word.good),
+        frozenset(word.owner for word in words if word.good),
+        measured_loss(counting, jury.organiser),
+    )
+
+
+def countable(
+    role: Role, found: Sequence[Candidate], claims: Sequence[SeenClaim], now_unix: float
+) -> list[Candidate]:
+    """The checkpoints that the run goes by: the credible ones, and those the role's holder made in its very
+    claim (`_leader`), until somebody has looked. The newest of them is what the lease machine and copies
+    start from: while a finished one waits for its check, nobody need train the role again. It does not make
+    the role finished.
+    """
+    leader = _leader(role, claims, now_unix)
+    return [
+        one
+        for one in found
+        if one.credible
+        or (
+            one.standing is Standing.UNCHECKED
+            and leader is not None
+            and (one.statement.holder, one.statement.term) == (leader.owner, leader.term)
+        )
+    ]
+
+
+def _leader(role: Role, claims: Sequence[SeenClaim], now_unix: float) -> SeenClaim | None:
+    """The claim of the role's holder; where nobody has it, the claim of the last who gave it up."""
+    held = [claim for claim in claims if claim.state != "bid"]
+    live = [claim for claim in held if claim.live(now_unix)]
+    return min(live or held, key=lambda claim: claim_rank(role, claim), default=None)
+
+
+def contenders(
+    found: Sequence[Candidate], newest: Candidate | None, *, skip: Collection[bytes] = ()
+) -> list[Candidate]:
+    """Unchecked checkpoints that would count as newer than `newest` if they were good, or would finish the
+    role: somebody has to look. `skip`: signed statements that were tried in vain a short while ago."""
+    some = [one for one in found if one.standing is Standing.UNCHECKED and one.data not in skip]
+    if newest is not None:
+        best = newest.statement
+        some = [
+            one
+            for one in some
+            if newest_statement([best, one.statement]) != best or (one is newest and best.finished)
+        ]
+    return going_on_order(some, MAX_CONTENDERS)
+
+
+def going_on_order(found: Iterable[Candidate], limit: int) -> list[Candidate]:
+    """The first `limit` of `found` in the order in which a successor tries to go on from them: the credible
+    ones first, of each kind the newest first."""
+    left = list(found)
+    ordered: list[Candidate] = []
+    while left and len(ordered) < limit:
+        tier = min(_tier(one) for one in left)
+        newest = newest_candidate([one for one in left if _tier(one) == tier])
+        left.remove(newest)
+        ordered.append(newest)
+    return ordered
+
+
+def newest_candidate(found: Sequence[Candidate]) -> Candidate:
+    """The one of `found` (not empty) that a successor goes on from."""
+    newest = newest_statement(candidate.statement for candidate in found)
+    return next(candidate for candidate in found if candidate.statement == newest)

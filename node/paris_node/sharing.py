@@ -1,0 +1,137 @@
+"""What `seed`, `get` and `export-torrent` share: a swarm without a DHT, and where what was hashed is noted.
+
+Owns: who this node is to its peers, the addresses and limits that people give, the stores of seeded files.
+Does not own: the commands, or finding peers on the local network (`net.mdns`).
+
+Imports stay few: these commands are started by the dozen, and the first byte should not wait for them.
+"""
+
+import hashlib
+import ipaddress
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paris_node.sizes import read_limits
+from paris_p2p.errors import ConfigError
+from paris_p2p.ids import InfoHash
+from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.swarm import Peer, Swarm, open_swarm
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.home import Home
+from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.identity import SEED_BYTES, Identity, node_id_from_peer_id
+
+if TYPE_CHECKING:
+    from paris_node.quick import Share
+    from paris_p2p.net.mdns import Lan
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0/tls"
+MAX_HASH_THREADS = 4
+LAN_S = 2.0
+"""How long a search waits for the first node near by; those heard later are found by the next search."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRequest:
+    """The options of every swarm without a DHT."""
+
+    home: Path | None
+    listen: Sequence[str] | None
+    announce: Sequence[str] | None
+    limits: SwarmLimits
+    lan: bool
+
+
+def share_request(share: "Share") -> ShareRequest:
+    """The options as given, read. Raises `ConfigError`."""
+    limits = read_limits(share.limit_up, share.limit_down)
+    return ShareRequest(share.home, share.listen, share.announce, limits, share.lan)
+
+
+def parse_peer(text: str) -> Peer:
+    """The peer a multiaddr ending in `/p2p/<peer id>` names. Raises `ConfigError`."""
+    address, separator, peer_id = text.rpartition("/p2p/")
+    if not separator or not address.startswith("/"):
+        raise ConfigError(
+            f"--peer {text}: a whole address is expected, such as /ip4/203.0.113.5/tcp/4001/tls/p2p/12D3Koo… "
+            "(what `paris-node seed` prints)"
+        )
+    return Peer(node_id_from_peer_id(peer_id), (text,))
+
+
+@contextmanager
+def own_identity(home: Home | None) -> Iterator[Identity]:
+    """The home's identity; without a home, or while another node uses it, one that is thrown away: two nodes
+    of one identity would take each other's connections."""
+    with ExitStack() as stack:
+        identity = Identity(os.urandom(SEED_BYTES))
+        if home is not None:
+            try:
+                stack.enter_context(home.lock())
+            except ConfigError as error:
+                log.info("%s; this process goes on under an identity of its own", error)
+            else:
+                identity = home.identity()
+        yield identity
+
+
+@asynccontextmanager
+async def open_sharing(
+    request: ShareRequest, identity: Identity, store: ContentStore
+) -> AsyncIterator[Swarm]:
+    """A swarm of `store` whose peers are those it is told of, and with `lan` those near by.
+
+    Raises `ConfigError` for malformed addresses, `NetworkError` when a port is taken.
+    """
+    listen = tuple(request.listen or [DEFAULT_LISTEN])
+    lan: Lan | None = None
+
+    async def find_peers(_info_hash: InfoHash) -> list[Peer]:
+        return [] if lan is None else await lan.first(LAN_S)
+
+    async with AsyncExitStack() as stack:
+        opened = open_swarm(
+            identity,
+            store,
+            listen=listen,
+            announce=request.announce or (),
+            find_peers=find_peers,
+            rng=random.Random(os.urandom(16)),
+            limits=request.limits,
+        )
+        swarm = await stack.enter_async_context(opened)
+        if request.lan:
+            from paris_p2p.net.mdns import open_lan
+
+            near = open_lan(identity.node_id, swarm.addresses, interfaces=listened_interfaces(listen))
+            lan = await stack.enter_async_context(near)
+        yield swarm
+
+
+def listened_interfaces(listen: Sequence[str]) -> tuple[str, ...] | None:
+    """The IP addresses listened on, None when they are all there are: nobody is told of us elsewhere."""
+    hosts = tuple(dict.fromkeys(address.split("/")[2] for address in listen))
+    return None if any(ipaddress.ip_address(host).is_unspecified for host in hosts) else hosts
+
+
+def place(home: Home, path: Path, piece_length: int | None) -> tuple[ContentStore, ContentRef]:
+    """`path` as an item read where it lies, in a store of its own: nothing else is served from it.
+
+    It is hashed only if it changed since it was last. Raises `ConfigError`, `StoreError`.
+    """
+    key = hashlib.sha256(f"{piece_length or 0} {path.absolute()}".encode(errors="surrogateescape"))
+    store = ContentStore(home.path / "seeds" / key.hexdigest()[:32])
+    threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
+    ref = store.place(path, piece_length=piece_length, threads=threads)
+    for other in store.ids():
+        if other != ref.info_hash:  # what `path` held before
+            store.remove(other)
+    return store, ref

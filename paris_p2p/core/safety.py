@@ -1,0 +1,107 @@
+"""When a checkpoint is safe, who should copy it, and when the next one is announced: pure rules.
+
+Owns: what "held by enough others" means and the placement of copies by rendezvous hash. Does not own:
+copying (`node`), or which checkpoint is newest (`core.assignment`).
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from paris_p2p.core.assignment import newest_statement, rendezvous
+from paris_p2p.ids import NodeId, Role
+from paris_p2p.wire.checkpoint import CheckpointStatement
+
+VOLUNTEER_AFTER_S = 15.0
+VOLUNTEER_WITHIN_S = 45.0
+"""A node that is not among the chosen copies a checkpoint that still lacks holders after 15 to 60 s: the
+chosen may be invented, full or gone. The time in between is spread by hash, so that the first is seen by the
+rest."""
+FIRST_CHECKERS = 2
+ANNOUNCE_NEXT_S = 60.0
+ANNOUNCE_ANYWAY_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A checkpoint, and the nodes that say they hold it whole."""
+
+    statement: CheckpointStatement
+    holders: frozenset[NodeId]
+
+
+def needed_holders(replicas: int, members: Collection[NodeId], trainer: NodeId) -> int:
+    """How many nodes beside the trainer must hold a checkpoint: `replicas`, or all there are if fewer."""
+    return min(replicas, len(frozenset(members) - {trainer}))
+
+
+def holders_of(one: Held, every: Iterable[Held], members: Collection[NodeId]) -> frozenset[NodeId]:
+    """The members beside the trainer that hold `one` or a later checkpoint of its lineage (the same holder's
+    in the same term): with that, nothing up to `one` can be lost. A node announces only its newest."""
+    statement = one.statement
+    lineage = (
+        held.holders
+        for held in every
+        if (held.statement.holder, held.statement.term) == (statement.holder, statement.term)
+        and held.statement.step >= statement.step
+    )
+    return frozenset().union(*lineage) & frozenset(members) - {statement.holder}
+
+
+def is_safe(one: Held, every: Collection[Held], members: Collection[NodeId], replicas: int) -> bool:
+    """Whether enough others hold `one`: its trainer's death costs nothing before its step."""
+    needed = needed_holders(replicas, members, one.statement.holder)
+    return len(holders_of(one, every, members)) >= needed
+
+
+def safe_checkpoint(
+    every: Collection[Held], members: Collection[NodeId], replicas: int
+) -> CheckpointStatement | None:
+    """The newest safe one among a role's checkpoints: what a take-over can count on."""
+    return newest_statement(one.statement for one in every if is_safe(one, every, members, replicas))
+
+
+def copy_now(
+    node: NodeId,
+    role: Role,
+    one: Held,
+    members: Collection[NodeId],
+    replicas: int,
+    waited_s: float,
+) -> bool:
+    """Whether `node`, which does not hold `one`, should copy it, having seen it lack holders for `waited_s`.
+
+    Of the members without it those first in the role's rendezvous order are chosen, as many as are missing;
+    every node computes the same. The order depends on the role only, so the same peers follow a role.
+    """
+    having = one.holders | {one.statement.holder}
+    missing = replicas - (len(having) - 1)
+    if missing <= 0:
+        return False
+    order = sorted((frozenset(members) | {node}) - having, key=lambda member: rendezvous(role, member))
+    return node in order[:missing] or waited_s >= volunteer_after_s(role, node)
+
+
+def check_now(
+    node: NodeId, role: Role, members: Collection[NodeId], trainer: NodeId, waited_s: float
+) -> bool:
+    """Whether an idle `node` should look itself at a checkpoint that nobody whose word counts has checked: the
+    first few in the role's order at once, the others when those did not for a while."""
+    order = sorted((frozenset(members) | {node}) - {trainer}, key=lambda member: rendezvous(role, member))
+    return node in order[:FIRST_CHECKERS] or waited_s >= volunteer_after_s(role, node)
+
+
+def volunteer_after_s(role: Role, node: NodeId) -> float:
+    """How long `node` leaves copying or checking to those chosen (seconds)."""
+    share = int.from_bytes(rendezvous(role, node)[-4:], "big") / 2**32
+    return VOLUNTEER_AFTER_S + VOLUNTEER_WITHIN_S * share
+
+
+def may_announce_next(safe: bool, copied: bool, announced_for_s: float) -> bool:
+    """Whether a trainer announces its newest checkpoint in the place of the one it announced before.
+
+    A copy takes longer than an interval on slow links, and a checkpoint that is replaced while peers copy it
+    is never copied whole. So the announced one stays until it is safe; or somebody has it (`copied`) and the
+    others had their time; or nobody seems to come for it.
+    """
+    patience_s = ANNOUNCE_NEXT_S if copied else ANNOUNCE_ANYWAY_S
+    return safe or announced_for_s >= patience_s

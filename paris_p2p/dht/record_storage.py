@@ -1,0 +1,141 @@
+"""What a DHT node keeps for others: signed records by key and owner, bounded, shared out fairly.
+
+Owns: local storage, who delivered what, who has to give way when it is full. Does not own: whether a record
+is valid (`validator`). Imports hivemind: only the DHT worker uses this module.
+
+Owners are free to make, so a limit for each owner is worth nothing. The DHT peer that *delivered* a record
+costs a connection and a process: places are shared out among those. When a key (or the storage) is full, a
+newcomer takes a place of the peer with the most places, unless it has as many itself: whoever floods
+displaces itself only, and a record that is stored again counts for the peer that stored it last, its owner's
+own node. Among that peer's records the one that would stay longest goes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from paris_p2p import clock
+from paris_p2p.dht.hivemind_import import load_hivemind_dht
+
+load_hivemind_dht()
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue  # noqa: E402 - after the light import
+from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration  # noqa: E402
+
+MAX_KEYS = 65_536
+MAX_OWNERS = 1024
+"""Records under one key: with `MAX_RECORD_BYTES` each they fit hivemind's 4 MiB message with room."""
+_KEYS_AT_ONCE = 256  # when the storage is full: looking for whom to displace costs a walk over all keys,
+_WALK_PAUSE_S = 1.0  # so that no peer gets one more often than this
+
+OURSELVES = b""
+deliverer: ContextVar[bytes] = ContextVar("deliverer", default=OURSELVES)
+"""The peer id whose request is being served; `OURSELVES` outside of one."""
+
+
+class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
+    """Records by key and owner, at most `MAX_OWNERS` a key and `MAX_KEYS` keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deliverers: dict[Any, dict[Any, bytes]] = {}  # key -> subkey -> peer that delivered it last
+        self._walked: dict[bytes, float] = {}  # peer -> monotonic time of its last walk
+
+    def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
+        """Store one owner's record; a value without an owner is refused."""
+        return subkey is not None and self.store_subkey(key, subkey, value, expiration_time)
+
+    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+        """Whether the record is in the storage now. The same record again is no change and no error."""
+        entry = TimedStorage.get(self, key)
+        if entry is None:
+            stored = self._has_room() and self._store_first(key, subkey, value, expiration_time)
+        else:
+            held = entry.value.get(subkey)
+            if held is not None and held.expiration_time >= expiration_time:
+                return bool(held.value == value and held.expiration_time == expiration_time)
+            if held is None and len(entry.value) >= MAX_OWNERS and not self._make_place(key, entry.value):
+                return False
+            if expiration_time > entry.expiration_time:
+                TimedStorage.store(self, key, entry.value, expiration_time)
+            stored = bool(entry.value.store(subkey, value, expiration_time))
+        if stored:
+            self._deliverers.setdefault(key, {})[subkey] = deliverer.get()
+        return stored
+
+    def _store_first(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+        self._deliverers.pop(key, None)  # of records under this key that have expired
+        owners = DictionaryDHTValue()
+        return bool(
+            owners.store(subkey, value, expiration_time)
+            and TimedStorage.store(self, key, owners, expiration_time)
+        )
+
+    def _make_place(self, key: Any, owners: Any) -> bool:
+        """Displace a record of the peer that holds the most places of a full key, if that is fair."""
+        known = self._deliverers.get(key, {})
+        live = {subkey: known.get(subkey, OURSELVES) for subkey, _ in owners.items()}
+        self._deliverers[key] = live
+        victims = displaced(live, deliverer.get(), lambda subkey: owners.get(subkey).expiration_time)
+        for subkey in victims[:1]:
+            del owners[subkey]
+            del live[subkey]
+        return bool(victims)
+
+    def _has_room(self) -> bool:
+        """Whether one more key fits, if need be after displacing keys that only one peer uses."""
+        if len(self.data) < MAX_KEYS:
+            return True
+        now, newcomer = clock.monotonic(), deliverer.get()
+        self._walked = {who: at for who, at in self._walked.items() if at > now - _WALK_PAUSE_S}
+        if newcomer in self._walked:
+            return False
+        self._walked[newcomer] = now
+        self._deliverers = {key: who for key, who in self._deliverers.items() if key in self.data}
+        alone = {key: next(iter(who.values())) for key, who in self._deliverers.items() if len(who) == 1}
+        for key in displaced(alone, newcomer, lambda key: self.data[key].expiration_time):
+            del self[key]
+            self._deliverers.pop(key)
+        return len(self.data) < MAX_KEYS
+
+    def get(self, key: Any) -> Any:
+        """A copy of the records under `key`: the search that asks merges others' into what it gets."""
+        entry = TimedStorage.get(self, key)
+        return None if entry is None else dictionary(entry.value.items())
+
+
+class WriteThrough(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
+    """Stands in for the cache: what peers store "in cache" joins the storage; nothing is found here."""
+
+    def __init__(self, storage: RecordStorage) -> None:
+        super().__init__()
+        self._storage = storage
+
+    def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
+        """As `RecordStorage.store`."""
+        return self._storage.store(key, value, expiration_time, subkey)
+
+    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+        """As `RecordStorage.store_subkey`."""
+        return self._storage.store_subkey(key, subkey, value, expiration_time)
+
+
+def displaced(held: Mapping[Any, bytes], newcomer: bytes, expiration_of: Callable[[Any], float]) -> list[Any]:
+    """What of `held` (place -> peer that delivered it) gives way to `newcomer`'s next: some places of the
+    peer with the most, the longest-lived first; none if the newcomer has as many (or one fewer) itself."""
+    counts = Counter(held.values())
+    if not counts:
+        return []
+    most, count = counts.most_common(1)[0]
+    if count <= counts[newcomer] + 1:
+        return []
+    theirs = sorted((place for place, who in held.items() if who == most), key=expiration_of, reverse=True)
+    return theirs[: min(_KEYS_AT_ONCE, count - counts[newcomer] - 1)]
+
+
+def dictionary(items: Iterable[tuple[Any, Any]]) -> Any:
+    """A fresh dictionary value of the unexpired `items` with the latest of their expirations, or None."""
+    fresh = DictionaryDHTValue()
+    for subkey, item in items:
+        fresh.store(subkey, item.value, item.expiration_time)
+    return ValueWithExpiration(fresh, fresh.latest_expiration_time) if fresh else None

@@ -1,0 +1,66 @@
+"""Which device a trainer computes on, and in which precision.
+
+Owns: choosing and checking devices, Accelerate's set-up. Does not own: several processes of one role
+(`ranks`), memory (`memory`).
+"""
+
+import re
+
+import torch
+from accelerate import Accelerator
+
+from paris_p2p.errors import ConfigError
+
+_SEVERAL = re.compile(r"(?:cuda|cpu):x([2-9]|[1-9][0-9])")
+_CUDA_INDEX = re.compile(r"cuda:(0|[1-9][0-9]{0,2})")
+
+
+def pick_device(wanted: str) -> str:
+    """`cuda`, `mps` or `cpu` for `auto`; one of these or `cuda:N` for itself; `cuda` for `cuda:all` and
+    `cuda:xN` (N devices), `cpu` for `cpu:xN` (N processes).
+
+    Raises `ConfigError` when it is not there.
+    """
+    several = processes(wanted)
+    if several > 1:
+        kind = wanted.split(":")[0]
+        if kind == "cuda" and several > torch.cuda.device_count():
+            raise ConfigError(
+                f"device {wanted!r}: this machine has {torch.cuda.device_count()}; use cuda:all"
+            )
+        return kind
+    wanted = "cuda" if wanted == "cuda:all" else wanted
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if numbered := _CUDA_INDEX.fullmatch(wanted):
+        available[wanted] = int(numbered[1]) < torch.cuda.device_count()
+    if not available.get(wanted, False):
+        raise ConfigError(f"device {wanted!r} is not available here; use auto or cpu")
+    return wanted
+
+
+def processes(wanted: str) -> int:
+    """How many processes train on device `wanted`: one a device."""
+    if wanted == "cuda:all":
+        return max(1, torch.cuda.device_count())
+    several = _SEVERAL.fullmatch(wanted)
+    return int(several[1]) if several else 1
+
+
+def accelerator_for(device: str, precision: str) -> Accelerator:
+    """The accelerator for device `device`, in the recipe's `precision` where that gains. `ConfigError`."""
+    picked = pick_device(device)
+    if picked.startswith("cuda:"):
+        torch.cuda.set_device(picked)  # Accelerate takes the current one
+    mixed = "bf16" if precision == "bf16" and gains_from_bf16(picked) else "no"
+    return Accelerator(cpu=picked == "cpu", mixed_precision=mixed)
+
+
+def gains_from_bf16(device: str) -> bool:
+    """Whether `device` multiplies bf16 matrices in hardware; emulated, they are slower than fp32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False

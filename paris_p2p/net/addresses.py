@@ -1,0 +1,109 @@
+"""Addresses of nodes as multiaddr text, as far as this package itself dials and listens on them.
+
+Owns: the forms `/ip4|ip6/HOST/tcp/PORT[/tls][/p2p/PEER]`, what "all interfaces" stands for, which addresses
+are told to others. Does not own: other multiaddrs, which only libp2p can dial (`net.host`).
+"""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from paris_p2p.errors import ConfigError, NetworkError
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A TCP endpoint; `tls`: spoken to by TLS directly, else by libp2p. `host` is a plain IP address."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def text(self, peer_id: str | None = None) -> str:
+        """The multiaddr."""
+        kind = "ip6" if ":" in self.host else "ip4"
+        tail = f"/p2p/{peer_id}" if peer_id else ""
+        return f"/{kind}/{self.host}/tcp/{self.port}{'/tls' if self.tls else ''}{tail}"
+
+
+def parse_endpoint(text: str) -> Endpoint | None:
+    """The endpoint that a multiaddr names, `/p2p/…` ignored; None when it is of another form."""
+    parts = text.split("/p2p/", 1)[0].split("/")
+    tls = len(parts) == 6 and parts[5] == "tls"
+    if not (len(parts) == 5 or tls) or parts[0] or parts[3] != "tcp" or not parts[4].isascii():
+        return None
+    if not parts[4].isdigit() or len(parts[4]) > 5 or int(parts[4]) > 65_535:
+        return None
+    try:
+        host = ipaddress.ip_address(parts[2])
+    except ValueError:
+        return None
+    if parts[1] != f"ip{host.version}" or "%" in parts[2]:
+        return None
+    return Endpoint(str(host), int(parts[4]), tls)
+
+
+def is_tls(text: str) -> bool:
+    """Whether a multiaddr is dialled by TLS directly."""
+    endpoint = parse_endpoint(text)
+    return endpoint is not None and endpoint.tls
+
+
+def listen_endpoint(text: str) -> Endpoint:
+    """The endpoint to listen on. Raises `ConfigError` when it is none."""
+    endpoint = parse_endpoint(text)
+    if endpoint is None or "/p2p/" in text:
+        raise ConfigError(
+            f"{text!r} is not a multiaddr that can be listened on: only /ip4/ADDRESS/tcp/PORT and "
+            "/ip6/ADDRESS/tcp/PORT, each also with /tls"
+        )
+    return endpoint
+
+
+def probe(endpoint: Endpoint) -> None:
+    """Whether the port is free, for servers that would share it. Raises `NetworkError`."""
+    with socket.socket(endpoint.family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bind(sock, endpoint)
+
+
+def bind(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Binds `sock`. Raises `NetworkError` that says what is in the way."""
+    try:
+        sock.bind((endpoint.host, endpoint.port))
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "the port is taken by another program" if taken else error.strerror
+        raise NetworkError(f"cannot listen on {endpoint.text()}: {why}") from None
+
+
+def expand(endpoint: Endpoint) -> list[Endpoint]:
+    """The endpoint itself, or one per interface when it means all of them."""
+    if not ipaddress.ip_address(endpoint.host).is_unspecified:
+        return [endpoint]
+    import psutil  # its import takes as long as dialling: only who listens everywhere pays for it
+
+    wanted = endpoint.family
+    found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == wanted]
+    # link-local addresses (fe80::…%eth0) mean nothing to another machine
+    return [Endpoint(address, endpoint.port, endpoint.tls) for address in found if "%" not in address]
+
+
+def dialable(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """What others can dial of what is listened on, loopback addresses last."""
+    every = dict.fromkeys(found for endpoint in endpoints for found in expand(endpoint))
+    return sorted(every, key=lambda endpoint: ipaddress.ip_address(endpoint.host).is_loopback)
+
+
+def chosen(tls: Sequence[str], libp2p: Sequence[str], limit: int) -> tuple[str, ...]:
+    """Which addresses to tell others when only `limit` fit: TLS first, but one of libp2p's if there is
+    any, because it is the one that works through more kinds of network."""
+    room = limit - 1 if libp2p else limit
+    first = list(tls[:room])
+    return tuple((first + list(libp2p))[:limit])

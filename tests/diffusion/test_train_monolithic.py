@@ -1,0 +1,69 @@
+"""Tests of `paris_node.commands.train_monolithic`, on a prepared folder made by hand."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paris_node.commands.train_monolithic import MonolithicRequest, run
+from paris_p2p.diffusion.pipeline import ParisPipeline
+from paris_p2p.errors import ConfigError
+from paris_p2p.programs import Output
+from paris_p2p.store.content_store import ContentStore
+from paris_p2p.wire.manifest import Cluster, SignedManifest, sign_manifest
+
+from .conftest import CLUSTERS, ORGANISER, toy_manifest, toy_recipe, toy_shard, write_shard
+
+
+def prepared(root: Path, components: dict[str, Path]) -> SignedManifest:
+    """A folder as `paris-node prepare` leaves it."""
+    store = ContentStore(root / "store")
+    made = []
+    for index in range(CLUSTERS):
+        shard = store.add(write_shard(root / f"cluster-{index}", toy_shard(index)), mode="copy")
+        made.append(Cluster(index, 20, 20, shard, shard))
+    recipe = toy_recipe(steps=6, interval=3)
+    manifest = dataclasses.replace(
+        toy_manifest(recipe).manifest,
+        clusters=tuple(made),
+        components={name: store.add(path, mode="copy") for name, path in components.items()},
+    )
+    signed = sign_manifest(manifest, ORGANISER)
+    (root / "manifest.paris").write_bytes(signed.data)
+    return signed
+
+
+def request(root: Path, **changes: object) -> MonolithicRequest:
+    plain = MonolithicRequest(root, root / "model", None, 0, "cpu", 1, root / "home")
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_the_baseline_is_trained_on_all_data_and_draws(
+    tmp_path: Path, make_components: Callable[[], dict[str, Path]]
+) -> None:
+    signed = prepared(tmp_path, make_components())
+    said = io.StringIO()
+    run(request(tmp_path), Output(as_json=True, stdout=said))
+    events = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert events[0] == {"event": "training", "images": 40, "total_steps": 6, "batch_size": 16}
+    assert events[-1]["event"] == "trained"
+    assert events[-1]["samples"] == 96
+    summary = json.loads((tmp_path / "model" / "paris.json").read_text())
+    assert summary["missing"] == ["router"]
+    assert summary["run_id"] == signed.run_id.hex()
+    assert len(ParisPipeline.from_pretrained(tmp_path / "model")("seven", num_inference_steps=2).images) == 1
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_a_variant_that_the_recipe_lacks_and_data_that_is_gone_are_named(
+    tmp_path: Path, make_components: Callable[[], dict[str, Path]]
+) -> None:
+    signed = prepared(tmp_path, make_components())
+    with pytest.raises(ConfigError, match="variants 0 to 0"):
+        run(request(tmp_path, variant=1), Output(as_json=True, stdout=io.StringIO()))
+    ContentStore(tmp_path / "store").remove(signed.manifest.clusters[1].train.info_hash)
+    with pytest.raises(ConfigError, match="run prepare again"):
+        run(request(tmp_path), Output(as_json=True, stdout=io.StringIO()))

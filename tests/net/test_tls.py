@@ -1,0 +1,358 @@
+"""The fast path over real sockets on loopback: identities, bytes, and peers that mean ill or never speak."""
+
+import random
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from paris_p2p.errors import NetworkError, TransportError
+from paris_p2p.ids import NodeId
+from paris_p2p.net import tls
+from paris_p2p.net.addresses import Endpoint
+from paris_p2p.net.tls import (
+    ALPN,
+    NONCE_BYTES,
+    SOCKET_BYTES,
+    TlsHost,
+    TlsStream,
+    can_connect,
+    open_tls_host,
+    proof_message,
+)
+from paris_p2p.net.transport import ByteStream
+from paris_p2p.wire.identity import Identity
+
+ALICE, BOB, MALLORY = Identity(b"a" * 32), Identity(b"b" * 32), Identity(b"m" * 32)
+ANYWHERE = Endpoint("127.0.0.1", 0, tls=True)
+
+
+@pytest.fixture
+def patient_clock() -> trio.abc.Clock:
+    """Jumps to the next deadline when nothing has happened for a while: sockets and threads are real here."""
+    return trio.testing.MockClock(autojump_threshold=0.5)
+
+
+class Visitors:
+    """A handler that notes who came and what they sent, until they are done."""
+
+    def __init__(self) -> None:
+        self.came: list[NodeId] = []
+        self.sent = bytearray()
+        self.streams: list[ByteStream] = []
+        self.gone = trio.Event()
+
+    async def __call__(self, node_id: NodeId, stream: ByteStream) -> None:
+        self.came.append(node_id)
+        self.streams.append(stream)
+        try:
+            while data := await stream.receive_some(1 << 20):
+                self.sent += data
+            await stream.aclose()
+        finally:
+            self.gone.set()
+
+
+@asynccontextmanager
+async def listening(identity: Identity = ALICE) -> AsyncIterator[tuple[TlsHost, Visitors]]:
+    async with open_tls_host(identity, [ANYWHERE]) as host:
+        visitors = Visitors()
+        host.serve(visitors)
+        await host._server_context()  # before a clock that does not know of threads begins to matter
+        with trio.fail_after(200):
+            yield host, visitors
+
+
+def stranger_context(alpn: str | None = ALPN) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if alpn is not None:
+        context.set_alpn_protocols([alpn])
+    return context
+
+
+async def stranger(host: TlsHost, context: ssl.SSLContext | None = None) -> TlsStream:
+    """A TLS connection to `host` of somebody who has not said who they are."""
+    sock = socket.create_connection(("127.0.0.1", host.endpoints[0].port))
+    sock.setblocking(False)
+    return TlsStream(sock, context or stranger_context(), False, bytearray(SOCKET_BYTES))
+
+
+async def is_closed(stream: TlsStream) -> bool:
+    """Waits until the other side closes."""
+    try:
+        return await stream.receive_some(1) == b""
+    except TransportError:
+        return True
+    finally:
+        stream.abort()
+
+
+async def test_a_stream_carries_bytes_and_both_identities() -> None:
+    sent = random.Random(1).randbytes(3 * SOCKET_BYTES + 7)
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        await stream.send_parts([sent[:9], memoryview(sent)[9:]])
+        await stream.aclose()
+        await visitors.gone.wait()
+    assert bytes(visitors.sent) == sent and visitors.came == [BOB.node_id]
+
+
+async def test_what_is_received_fills_the_buffer_it_is_given() -> None:
+    sent = random.Random(2).randbytes(200_000)
+
+    async def give(node_id: NodeId, stream: ByteStream) -> None:
+        await stream.send_all(sent)
+        await stream.aclose()
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(give)
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        buffer, here = memoryview(bytearray(len(sent))), 0
+        with trio.fail_after(20):
+            while here < len(sent):
+                here += await stream.receive_into(buffer[here : here + 70_000])
+            assert await stream.receive_into(memoryview(bytearray(1))) == 0
+        await stream.aclose()
+    assert bytes(buffer) == sent
+
+
+async def test_another_node_at_the_address_is_refused() -> None:
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        with pytest.raises(TransportError, match="another node"):
+            await bob.dial(MALLORY.node_id, alice.endpoints[0])
+    assert visitors.came == []
+
+
+async def test_nobody_there_and_a_taken_port_are_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = Endpoint("127.0.0.1", unused.getsockname()[1], tls=True)
+        async with open_tls_host(BOB, []) as bob:
+            with pytest.raises(TransportError, match="refused"):
+                await bob.dial(ALICE.node_id, endpoint)
+            assert not await can_connect(endpoint)
+        unused.listen()
+        with pytest.raises(NetworkError, match="the port is taken"):
+            async with open_tls_host(BOB, [endpoint]):
+                pass
+
+
+# -- proofs ------------------------------------------------------------------------------------------
+
+
+async def introduce(stream: TlsStream, claimed: Identity, signer: Identity, message: bytes) -> None:
+    await stream.send_all(claimed.node_id + signer.sign(message))
+
+
+async def test_a_node_must_prove_who_it_is() -> None:
+    async with listening() as (alice, visitors):
+        stream = await stranger(alice)
+        certificate = await stream.handshake()
+        nonce = await stream.receive_exactly(NONCE_BYTES)
+        message = proof_message(nonce, certificate, ALICE.node_id, BOB.node_id)
+        await introduce(stream, BOB, MALLORY, message)
+        assert await is_closed(stream)
+    assert visitors.came == []
+
+
+async def test_a_proof_cannot_be_replayed() -> None:
+    async with listening() as (alice, visitors):
+        first = await stranger(alice)
+        certificate = await first.handshake()
+        old = proof_message(await first.receive_exactly(NONCE_BYTES), certificate, ALICE.node_id, BOB.node_id)
+        await introduce(first, BOB, BOB, old)
+        await first.aclose()
+        second = await stranger(alice)
+        assert await second.handshake() == certificate
+        await second.receive_exactly(NONCE_BYTES)
+        await introduce(second, BOB, BOB, old)
+        assert await is_closed(second)
+    assert visitors.came == [BOB.node_id]
+
+
+async def test_a_proof_made_for_one_node_cannot_be_relayed_to_another() -> None:
+    """Mallory, whom Bob dials, passes Alice's nonce on to Bob and his answer on to Alice."""
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        to_alice = await stranger(alice)
+        await to_alice.handshake()
+        nonce = await to_alice.receive_exactly(NONCE_BYTES)
+        async with open_tls_host(MALLORY, []) as mallory, trio.open_nursery() as nursery:
+            listener = tls._listen(ANYWHERE)
+            port = listener.getsockname()[1]
+            nursery.start_soon(bob.dial, MALLORY.node_id, Endpoint("127.0.0.1", port, tls=True))
+            await trio.lowlevel.wait_readable(listener.fileno())
+            sock, _ = listener.accept()
+            listener.close()
+            sock.setblocking(False)
+            from_bob = TlsStream(sock, await mallory._server_context(), True, bytearray(SOCKET_BYTES))
+            await from_bob.handshake()
+            await from_bob.send_all(nonce)
+            proof = await from_bob.receive_exactly(tls.PROOF_BYTES)
+            from_bob.abort()
+        await to_alice.send_all(proof)
+        assert await is_closed(to_alice)
+    assert visitors.came == []
+
+
+# -- strangers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\x40\x00" + bytes(5000), b"\0"])
+async def test_garbage_is_hung_up_on(garbage: bytes, patient_clock: trio.abc.Clock) -> None:
+    async with listening() as (alice, visitors):
+        stream = await trio.open_tcp_stream("127.0.0.1", alice.endpoints[0].port)
+        async with stream:
+            await stream.send_all(garbage)
+            while await stream.receive_some():  # an alert may come first
+                pass
+        async with open_tls_host(BOB, []) as bob:
+            await (await bob.dial(ALICE.node_id, alice.endpoints[0])).aclose()
+            await visitors.gone.wait()
+    assert visitors.came == [BOB.node_id]
+
+
+async def test_a_client_of_another_protocol_is_hung_up_on() -> None:
+    async with listening() as (alice, visitors):
+        for alpn in (None, "h2"):
+            stream = await stranger(alice, stranger_context(alpn))
+            with pytest.raises(TransportError):
+                await stream.handshake()
+            assert await is_closed(stream)
+    assert visitors.came == []
+
+
+async def test_older_tls_is_refused() -> None:
+    context = stranger_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with listening() as (alice, _visitors):
+        stream = await stranger(alice, context)
+        with pytest.raises(TransportError, match="no TLS connection"):
+            await stream.handshake()
+        stream.abort()
+
+
+async def test_who_never_speaks_is_hung_up_on(patient_clock: trio.abc.Clock) -> None:
+    async with listening() as (alice, visitors):
+        silent = await trio.open_tcp_stream("127.0.0.1", alice.endpoints[0].port)
+        half = await stranger(alice)  # speaks TLS, and then not a word
+        await half.handshake()
+        begun = trio.current_time()
+        async with silent:
+            assert await silent.receive_some() == b""
+        await half.receive_exactly(NONCE_BYTES)
+        assert await is_closed(half)
+        assert trio.current_time() - begun <= tls.HANDSHAKE_S + 1
+        assert alice._half_open == {} and visitors.came == []
+
+
+async def test_a_server_that_never_speaks_is_given_up(patient_clock: trio.abc.Clock) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = Endpoint("127.0.0.1", server.getsockname()[1], tls=True)
+        async with open_tls_host(BOB, []) as bob:
+            with pytest.raises(TransportError, match="no TLS handshake within"):
+                await bob.dial(ALICE.node_id, endpoint)
+
+
+async def test_the_oldest_who_has_not_introduced_itself_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_HALF_OPEN", 2)
+    async with listening() as (alice, _visitors):
+        waiting = []
+        for _ in range(3):
+            stream = await stranger(alice)
+            await stream.handshake()
+            waiting.append(stream)
+        await waiting[0].receive_exactly(NONCE_BYTES)
+        assert await is_closed(waiting[0])
+        assert len(alice._half_open) == 2
+        for stream in waiting[1:]:
+            stream.abort()
+
+
+async def test_one_peer_gets_so_many_connections_and_not_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_PER_PEER", 2)
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        streams = [await bob.dial(ALICE.node_id, alice.endpoints[0]) for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            refused = trio.Event()
+
+            async def watch(stream: TlsStream) -> None:
+                if await is_closed(stream):
+                    refused.set()
+
+            for stream in streams:
+                nursery.start_soon(watch, stream)
+            await refused.wait()
+            assert visitors.came == [BOB.node_id] * 2
+            nursery.cancel_scope.cancel()
+
+
+# -- slow readers, ends ------------------------------------------------------------------------------
+
+
+async def test_who_reads_nothing_is_left(patient_clock: trio.abc.Clock) -> None:
+    async def ignore(node_id: NodeId, stream: ByteStream) -> None:
+        await trio.sleep(1000)
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(ignore)
+        await alice._server_context()
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        with pytest.raises(TransportError, match="took nothing"):
+            await stream.send_all(bytes(32 << 20))
+        with pytest.raises(TransportError, match="closed"):
+            await stream.send_all(b"more")
+
+
+async def test_a_write_cancelled_half_way_is_finished_for_a_reader_that_reads() -> None:
+    total = 24 << 20
+    start_reading = trio.Event()
+    received = bytearray()
+    done = trio.Event()
+
+    async def read_late(node_id: NodeId, stream: ByteStream) -> None:
+        await start_reading.wait()
+        while data := await stream.receive_some(1 << 20):
+            received.extend(data)
+        done.set()
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(read_late)
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        scope = trio.CancelScope()
+
+        async def send() -> None:
+            with scope:
+                await stream.send_parts([bytes(total)])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            start_reading.set()
+            scope.cancel()
+        await stream.aclose()
+        with trio.fail_after(30):
+            await done.wait()
+    assert len(received) == total
+
+
+async def test_a_connection_cut_off_is_an_error_and_not_an_end() -> None:
+    broken = []
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        stream.when_broken = lambda: broken.append(True)
+        await stream.send_all(b"hello")
+        while not visitors.streams:
+            await trio.sleep(0.01)
+        server_side = visitors.streams[0]
+        assert isinstance(server_side, TlsStream)
+        server_side.abort()
+        with pytest.raises(TransportError):
+            await stream.receive_some(10)
+        stream.abort()
+    assert broken
