@@ -3,16 +3,16 @@
     python benchmarks/claims.py --seeds 200 --nodes 32 --roles 9 --loss 0.05
     python benchmarks/claims.py --seeds 1000 --matrix --jobs 2
 
-`--nodes` and `--loss` take several values, `--matrix` stands for 8, 32 and 128 nodes, loss 0, 5 and 10 %, with and
-without a partition: one line of JSON for each combination. The last line is JSON in any case, the worst of all
-combinations when there are several. A time is null where nothing was measured, and -1 for "never".
+`--nodes` and `--loss` take several values, `--matrix` stands for 8, 32 and 128 nodes, loss 0, 5 and 10 %,
+with and without a partition: one line of JSON for each combination. The last line is JSON in any case, the
+worst of all combinations when there are several. A time is null where nothing was measured, -1 for "never".
 
 - `double_holders`: pairs of nodes that trained under one (role, term), at the same time or not;
 - `long_overlaps`: times that two nodes held one role outside a partition for longer than a renewal;
 - `settle_*_s`: until as many roles are held as there are roles, or nodes if those are fewer;
 - `takeover_*_s`: from the death of a holder to the next one's start, where a spare node was idle;
-- `heal_*_s`: from the end of a partition until no role has two holders any more, for good, and as many roles are
-  held as there are roles, or nodes awake if those are fewer.
+- `heal_*_s`: from the end of a partition until no role has two holders any more, for good, and as many roles
+  are held as there are roles, or nodes awake if those are fewer.
 
 Owns: what is measured, the command line. Does not own: the simulation (`claims_simulator`).
 """
@@ -172,7 +172,7 @@ SUMMED = ("double_holders", "long_overlaps", "overlaps", "takeovers")
 
 
 def worst(rows: Sequence[dict[str, float | int | None]]) -> dict[str, float | int | None]:
-    """Of several combinations the sums of what is counted and the worst of what is timed ("never", if any)."""
+    """Of several combinations the sums of counts and the worst of times ("never", if any)."""
     found: dict[str, float | int | None] = {}
     for name in rows[0]:
         values = [value for row in rows if (value := row[name]) is not None]

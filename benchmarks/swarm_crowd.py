@@ -85,10 +85,10 @@ class Figures:
 
     `first_s` to `last_s`: when leechers were complete. `up_s`, `ready_s`: when the first, the last leecher
     listened: all start on one machine here, so their start-up competes for its cores. `efficiency` counts
-    from the first leecher's start, `efficiency_up` from `up_s`.
-    `own_s`: the median time from a leecher's own start. `seeder_copies`, `received`: bytes on the wire over F
-    and over N F. `wasted`: share of payload received in vain. `cpu_s`: of all nodes. `others`: cores kept
-    busy by others meanwhile (the kernel's work for our packets included); `before`: in the second before.
+    from the first leecher's start, `efficiency_up` from `up_s`. `own_s`, `own_up_s`: the median time from a
+    leecher's own start, from when it listened. `seeder_copies`, `received`: bytes on the wire over F and over
+    N F. `wasted`: share of payload received in vain. `cpu_s`: of all nodes. `others`: cores kept busy by
+    others meanwhile (the kernel's work for our packets included); `before`: in the second before.
     """
 
     client: str
@@ -97,6 +97,7 @@ class Figures:
     median_s: float | None = None
     last_s: float | None = None
     own_s: float | None = None
+    own_up_s: float | None = None
     up_s: float | None = None
     ready_s: float | None = None
     efficiency: float | None = None
@@ -237,6 +238,7 @@ class Crowd:
         if made.last_s is not None and len(up) == len(self.crowd):
             made.up_s, made.ready_s = min(up), max(up)
             made.efficiency_up = bound / (made.last_s - made.up_s)
+            made.own_up_s = median((x.finished_at or 0) - (x.listening_at or 0) for x in self.leechers)
         self._count_bytes(made)
         made.events = {k: round(v, 2) if isinstance(v, float) else v for k, v in self.events.items()}
         return made
@@ -341,9 +343,11 @@ def summary(name: str, runs: Sequence[Figures]) -> dict[str, Any]:
     }
 
 
-def ratios(ones: Sequence[Figures], others: Sequence[Figures]) -> dict[str, float] | None:
+def ratios(
+    ones: Sequence[Figures], others: Sequence[Figures], which: str = "last_s"
+) -> dict[str, float] | None:
     """Time of the one over time of the other, run by run; less than 1: the one is faster."""
-    pairs = [(a.last_s, b.last_s) for a, b in zip(ones, others, strict=False)]
+    pairs = [(getattr(a, which), getattr(b, which)) for a, b in zip(ones, others, strict=False)]
     return spread([a / b for a, b in pairs if a is not None and b is not None])
 
 
@@ -420,6 +424,8 @@ def report(given: argparse.Namespace, plan: Plan, found: dict[str, list[Figures]
         made["slowdown"] = ratios(found["liars"], found["honest"])
     elif "ours" in found and "libtorrent" in found:
         made["ratio"] = ratios(found["ours"], found["libtorrent"])
+        for which in ("median_s", "own_up_s"):
+            made[f"ratio_{which}"] = ratios(found["ours"], found["libtorrent"], which)
     return made
 
 

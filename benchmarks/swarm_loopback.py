@@ -1,4 +1,4 @@
-"""One machine, loopback: seeders and one leecher as processes of their own; this package, libtorrent, aria2c.
+"""One machine, loopback: seeders and one leecher as processes of their own; this package, libtorrent.
 
     python benchmarks/swarm_loopback.py --mib 512 --runs 3 --seeds 1,3
 
@@ -6,7 +6,7 @@ The last line is JSON. Seconds run from starting the leecher's process until it 
 and verified; CPU time is user + system of all processes of a run, start-up included, from `wait4`. What is
 done once for a file is done before and not counted: hashing it (the `.torrent`, and `paris-node seed`'s note
 of it). The clients take turns, so that what else runs on the machine hits all alike; every output is compared
-with the source. libtorrent and aria2c are measured when they are installed.
+with the source. libtorrent is measured when it is installed.
 
 Owns: the measurement. Does not own: the programs measured.
 """
@@ -66,10 +66,6 @@ signal.sigwait({signal.SIGTERM})
 session.pause()
 del handle, session  # waits for what is still to be written
 """
-ARIA2 = (
-    *("--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--enable-peer-exchange=false"),
-    *("--bt-max-peers=8", "--file-allocation=none", "--summary-interval=0"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,7 @@ class Process:
                     return text
         finally:
             killer.cancel()
-        raise RuntimeError(f"{self._child.args} ended early: {self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"a program ended early: {self._log.read_text()[-2000:]}")
 
     def stop(self) -> "Process":
         """Ends it, and reads what it used; a second call does nothing."""
@@ -186,45 +182,28 @@ class Bench:
                 *("--piece-length", str(PIECE_BYTES), "--listen", f"/ip4/127.0.0.{2 + number}/tcp/0/tls"),
                 "--json",
             ], lambda line: '"seeding"' in line
-        if client == "libtorrent":
-            torrent, folder = self.torrents["v2"], self.source.parent
-            listen = f"127.0.0.{2 + number}:{PORT}"
-            return [
-                *(sys.executable, "-c", LIBTORRENT, "seed", torrent, folder, listen)
-            ], lambda line: line == "ready"
-        return [
-            *(
-                "aria2c",
-                *ARIA2,
-                f"--listen-port={PORT + number}",
-                "--seed-ratio=0",
-                "--check-integrity=false",
-            ),
-            *("--bt-seed-unverified=true", "--allow-overwrite=true", "-d", self.source.parent),
-            self.torrents["v1"],
-        ], lambda line: "listening on TCP port" in line
+        torrent, folder = self.torrents["v2"], self.source.parent
+        seed: list[str | Path] = [sys.executable, "-c", LIBTORRENT, "seed", torrent, folder]
+        return [*seed, f"127.0.0.{2 + number}:{PORT}"], lambda line: line == "ready"
 
     def _address(self, client: str, number: int, line: str) -> str:
         if client == "paris":
             return str(json.loads(line)["addresses"][0])
-        if client == "libtorrent":
-            return f"127.0.0.{2 + number}:{PORT}"
-        return f"127.0.0.1:{PORT + number}"
+        return f"127.0.0.{2 + number}:{PORT}"
 
     def _leech(
         self, client: str, out: Path, peers: Sequence[str]
     ) -> tuple[list[str | Path], Callable[[str], bool]]:
         """Command line, and the line that says that all is there."""
         if client == "paris":
-            named = [part for peer in peers for part in ("--peer", peer)]
-            return [
-                *(sys.executable, "-m", "paris_node", "get", self.torrents["v2"], *named, "--out", out),
-                *("--home", self.root / "leech", "--listen", "/ip4/127.0.0.1/tcp/0/tls", "--json"),
+            get: list[str | Path] = [sys.executable, "-m", "paris_node", "get", self.torrents["v2"]]
+            get += ["--out", out, "--home", self.root / "leech", "--json"]
+            get += ["--listen", "/ip4/127.0.0.1/tcp/0/tls"]
+            return get + [
+                part for peer in peers for part in ("--peer", peer)
             ], lambda line: '"fetched"' in line
-        torrent = self.torrents["v2"]
-        return [
-            *(sys.executable, "-c", LIBTORRENT, "leech", torrent, out, "127.0.0.100:26900", *peers)
-        ], lambda line: line == "done"
+        leech: list[str | Path] = [sys.executable, "-c", LIBTORRENT, "leech", self.torrents["v2"], out]
+        return [*leech, "127.0.0.100:26900", *peers], lambda line: line == "done"
 
     def prepare(self) -> None:
         """What is done once for a file: torrents, our seeders' notes of it, compiled modules."""
@@ -297,9 +276,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seeds", default="1,3", help="numbers of seeders, separated by commas")
-    parser.add_argument(
-        "--clients", default="paris,libtorrent,aria2c", help="those that are not there are left out"
-    )
+    parser.add_argument("--clients", default="paris,libtorrent", help="those that are not there are left out")
     parser.add_argument("--folder", type=Path, default=None, help="where to work: on a disk, not in memory")
     options = parser.parse_args()
     counts = [int(text) for text in options.seeds.split(",")]
@@ -331,7 +308,7 @@ def main() -> None:
 def _installed(client: str) -> bool:
     if client == "libtorrent":
         return importlib.util.find_spec("libtorrent") is not None
-    return client == "paris" or shutil.which(client) is not None
+    return client == "paris"
 
 
 if __name__ == "__main__":

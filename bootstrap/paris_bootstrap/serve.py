@@ -10,6 +10,7 @@ import trio
 
 from paris_p2p.dht.client import DhtConfig, open_dht
 from paris_p2p.dht.notices import notice_events
+from paris_p2p.dht.protocol import Notice
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.home import Home
@@ -76,8 +77,18 @@ def _exit_code(signum: int) -> int:
 
 
 async def _serve_until_cancelled(config: DhtConfig, output: Output) -> None:
-    async with open_dht(config, on_notice=notice_events(output.event)) as dht:
+    tell = notice_events(output.event)
+    listening = trio.Event()  # what is wrong is told after the addresses: they are the first line
+
+    def tell_later(notice: Notice) -> None:
+        if listening.is_set():
+            tell(notice)
+
+    async with open_dht(config, on_notice=tell_later) as dht:
         output.event("listening", _greeting(dht.addresses), addresses=list(dht.addresses))
+        listening.set()
+        for notice in dht.notices:
+            tell(notice)
         await trio.sleep_forever()
 
 

@@ -33,7 +33,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CHECK_MODULE = "paris_p2p.diffusion.check_worker"
 MEASURE_DEADLINE_S = 300.0
 """A measurement that takes longer is done without: a large expert on a slow CPU."""
-WARM_S = 30.0
+WARM_S = 180.0
 """How long the child waits for the next measurement: starting it costs more than measuring a small
 network."""
 SHARD_STALL_S = 30.0

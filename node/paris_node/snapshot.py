@@ -7,9 +7,10 @@ Does not own: drawing (`views`), deciding (`core`).
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from paris_node.announcer import PROVIDE_TTL_S, is_overdue
 from paris_node.judging import (
     NOTHING_KNOWN,
     Candidate,
@@ -54,12 +55,14 @@ LONGEST_S = 10.0 * 365 * 86_400
 class Observation:
     """A run's live records. `candidates`: a role's announced checkpoints, credible and best for use first;
     `newest`: the one the run goes by (`judging.countable`), where there is one; `safe`: the newest that
-    enough others hold; `view`: what the lease machine sees."""
+    enough others hold; `view`: what the lease machine sees; `overdue`: who should have announced a role's
+    checkpoint again, and did not."""
 
     view: View
     candidates: Mapping[Role, Sequence[Candidate]]
     newest: Mapping[Role, Candidate]
     safe: Mapping[Role, CheckpointStatement]
+    overdue: Mapping[Role, frozenset[NodeId]] = field(default_factory=dict)
 
     def best(self, role: Role) -> CheckpointStatement | None:
         """The best announced checkpoint of `role`."""
@@ -79,7 +82,8 @@ class RoleLine:
     `announced_step`, `content_id`, `providers`: of the checkpoint the run goes by. It was made by `made_by`
     in term `made_in`, going on from the resume item `parent` (hex), if any; `checked`: whether it is more
     than its signer's word; `checked_by` witnesses found it good, with a held-out loss of `measured_loss` if
-    they measured. `safe_step`: of the newest checkpoint that enough others hold.
+    they measured. `safe_step`: of the newest checkpoint that enough others hold. `overdue`: the providers
+    that should have announced it again by now.
     """
 
     role: Role
@@ -102,6 +106,7 @@ class RoleLine:
     made_by: NodeId | None = None
     made_in: int = 0
     parent: str | None = None
+    overdue: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,16 @@ async def observe(
         for role, records, said in zip(roles, announced, attested, strict=True)
         if role in claims
     }
-    return _observation(signed, honoured(claims, now_unix, MAX_ROLES_PER_NODE), found, members, now_unix)
+    honest = honoured(claims, now_unix, MAX_ROLES_PER_NODE)
+    overdue = {
+        role: _overdue(records or (), now_unix) for role, records in zip(roles, announced, strict=True)
+    }
+    return replace(_observation(signed, honest, found, members, now_unix), overdue=overdue)
+
+
+def _overdue(records: Iterable[Record], now_unix: float) -> frozenset[NodeId]:
+    late = (one.owner for one in records if is_overdue(one.expiration_unix, PROVIDE_TTL_S, now_unix))
+    return frozenset(itertools.islice(late, MAX_MEMBERS))
 
 
 async def _read(
@@ -257,6 +271,7 @@ def _role_line(status: RoleStatus, observation: Observation, training: Training)
         made_by=best.holder if best else None,
         made_in=term_number(best.term) if best else 0,
         parent=best.parent.hex() if best and best.parent else None,
+        overdue=len(newest.providers & observation.overdue.get(status.role, frozenset())) if newest else 0,
     )
 
 
@@ -279,6 +294,7 @@ def _role_json(line: RoleLine) -> dict[str, Any]:
         "eta_s": None if line.eta_s is None else round(line.eta_s, 1),
         "content_id": line.content_id,
         "providers": line.providers,
+        "overdue": line.overdue,
         "safe_step": line.safe_step,
         "checked": line.checked,
         "checked_by": line.checked_by,

@@ -24,7 +24,7 @@ _STATE_STYLE = {
 
 
 WIDE = 100
-"""Columns from which every value has room; in fewer, gaps are smaller and the copies are left out."""
+"""Columns from which every value has room; in fewer, gaps are smaller, copies and safe steps are left out."""
 MAX_MEMBERS_SHOWN = 16
 
 
@@ -63,7 +63,8 @@ def role_table(snapshot: Snapshot, names: Mapping[str, str], *, wide: bool = Tru
     for header in ("term", "step"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("progress" if wide else "", min_width=10 if wide else 4, ratio=1)
-    for header in ("loss", "images/s", "ETA", "copies", "age") if wide else ("loss", "img/s", "ETA", "age"):
+    wide_only = ("loss", "images/s", "ETA", "copies", "safe", "age")
+    for header in wide_only if wide else ("loss", "img/s", "ETA", "age"):
         table.add_column(header, justify="right", no_wrap=True)
     for line in snapshot.roles:
         table.add_row(*_role_cells(line, names, wide))
@@ -75,7 +76,7 @@ def _role_cells(line: RoleLine, names: Mapping[str, str], wide: bool) -> Sequenc
     bar = ProgressBar(total=max(1, line.total_steps), completed=line.step, complete_style=style)
     return (
         line.role,
-        Text(line.state, style=style),
+        Text(line.state + (" ✓" if line.checked else ""), style=style),
         peer_name(peer_id_text(line.holder), names) if line.holder else "–",
         str(line.term) if line.term else "–",
         f"{line.step}/{line.total_steps}",
@@ -83,9 +84,20 @@ def _role_cells(line: RoleLine, names: Mapping[str, str], wide: bool) -> Sequenc
         "–" if line.loss is None else f"{line.loss:.3f}",
         "–" if line.images_per_s is None else f"{line.images_per_s:.0f}",
         human_seconds(line.eta_s),
-        *([str(line.providers)] if wide else []),
+        *([_copies(line), Text(str(line.safe_step) if line.announced_step else "–")] if wide else []),
         human_seconds(line.age_s),
     )
+
+
+def _copies(line: RoleLine) -> Text:
+    late = f" ({line.overdue} overdue)" if line.overdue else ""
+    return Text(f"{line.providers}{late}", style="yellow" if late else "")
+
+
+def overdue_note(snapshot: Snapshot) -> str:
+    """The warning that announcements were not renewed in time; empty when all were."""
+    late = [f"{line.role} ({line.overdue} of {line.providers})" for line in snapshot.roles if line.overdue]
+    return f"overdue announcements, their nodes may be gone: {', '.join(late)}" if late else ""
 
 
 def member_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
@@ -138,6 +150,9 @@ class _StatusView:
         summary = f"{finished} of {len(snapshot.roles)} roles finished, {snapshot.peers} peers"
         roles = role_table(snapshot, self.names, wide=options.max_width >= WIDE)
         parts: list[RenderableType] = [roles, Text(), member_table(snapshot, self.names)]
+        overdue = overdue_note(snapshot)
+        if overdue:
+            parts += [Text(), Text(overdue, style="yellow")]
         if self.note:
             parts += [Text(), Text(self.note)]
         yield Panel(Group(*parts), title=title, subtitle=summary, title_align="left", subtitle_align="left")

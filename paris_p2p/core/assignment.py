@@ -260,8 +260,8 @@ _LAST_STEPS_WEIGHT = 0.25
 def preferred_roles(node: NodeId, states: Iterable[RoleStatus]) -> list[Role]:
     """The roles `node` may claim, most wanted first: unclaimed before stale, and in the order of its hash.
 
-    Stale roles are drawn the more often the further behind they are (weighted rendezvous hashing, Schindelhauer
-    and Schomaker 2005): the run needs them most, yet a crowd does not all run for the same one.
+    Stale roles are drawn the more often the further behind they are (weighted rendezvous hashing,
+    Schindelhauer and Schomaker 2005): the run needs them most, yet a crowd does not all run for one.
     """
     free = (status for status in states if status.state in _TAKEN_FIRST)
     ordered = sorted(free, key=lambda s: (_TAKEN_FIRST[s.state], _drawn_at(node, s), s.role))

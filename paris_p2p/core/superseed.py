@@ -31,6 +31,7 @@ DEBT_FACTOR = 1.5  # of the usual number of pieces not passed on: above that oth
 DEBT_SLACK = 4  # pieces
 STUCK_S = 10.0  # a shown piece without a byte sent
 HAVES_AT_ONCE = 4096
+MAX_PIECES = 16_384  # of an item that is shown piece by piece: more would cost more than it saves
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class SuperSeed(Generic[P]):
         active: bool = True,
     ) -> None:
         self.pieces = pieces
-        self.active = active and pieces > 1
+        self.active = active and 1 < pieces <= MAX_PIECES
         self._piece_bytes = piece_bytes
         self._length_of = length_of or (lambda piece: piece_bytes)
         order = [PieceIndex(p) for p in range(pieces)] if self.active else []
@@ -188,10 +189,10 @@ class SuperSeed(Generic[P]):
             if not (state.shown or state.everything) and peer not in serving:
                 out += self._show_one(peer, state, now)
         open_ = {peer for peer in serving if peer in self._peers}
-        while (peer := self._neediest(open_, now)) is not None:
-            shown = self._show_one(peer, self._peers[peer], now)
+        while (chosen := self._neediest(open_, now)) is not None:
+            shown = self._show_one(chosen, self._peers[chosen], now)
             if not shown:
-                open_.discard(peer)
+                open_.discard(chosen)
             out += shown
         return out
 

@@ -175,8 +175,8 @@ def _published(size: _Size, latents: Latents, text_width: int) -> Architecture:
 
 
 def _router(name: str, latents: Latents, clusters: int, text_width: int | None) -> Architecture:
-    # Telling clusters apart is easier than painting them, and every step of sampling asks the router: at these
-    # sizes it costs a fifth to two fifths of what an expert does.
+    # Telling clusters apart is easier than painting them, and every step of sampling asks the router: at
+    # these sizes it costs a fifth to two fifths of what an expert does.
     sizes = {"tiny": (128, 2, 4, 4), "small": (128, 3, 4, 4)}
     hidden, layers, heads, patch = sizes.get(name, (768, 12, 12, 2))  # DiT-B/2, as published
     config: dict[str, Any] = {

@@ -10,6 +10,7 @@ signature over the TLS key, so that who can speak TLS with that key is who the n
 import datetime
 import ssl
 import tempfile
+import warnings
 from pathlib import Path
 
 from cryptography import x509
@@ -38,6 +39,7 @@ _EXTENSION_BYTES = len(_EXTENSION_HEAD) + NODE_ID_BYTES + len(_EXTENSION_MIDDLE)
 _UNREADABLE = (
     ValueError,
     TypeError,
+    Warning,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,
@@ -90,7 +92,11 @@ def owner_of(certificate: bytes, now_unix: float) -> NodeId:
     if len(certificate) > MAX_CERTIFICATE_BYTES:
         raise TransportError("the peer's certificate is too long")
     try:
-        return _owner_of(x509.load_der_x509_certificate(certificate), now_unix)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "error"
+            )  # what is read for old sins' sake (a negative serial number) is not
+            return _owner_of(x509.load_der_x509_certificate(certificate), now_unix)
     except InvalidSignature:
         raise TransportError("the peer's certificate is not signed with its own key") from None
     except _UNREADABLE as error:
@@ -119,7 +125,7 @@ def _extension(certificate: x509.Certificate) -> bytes:
         if extension.oid == EXTENSION_OID:
             found = extension.value.value
         elif extension.critical:
-            raise TransportError(f"the peer's certificate has an unknown critical extension")
+            raise TransportError("the peer's certificate has an unknown critical extension")
     if found is None:
         raise TransportError("the peer's certificate names no node")
     return found

@@ -61,6 +61,7 @@ class Download:
         self._rng = rng
         self._layout: Layout | None = None
         self._scheduler: Scheduler[Connection] | None = None
+        self._changed: set[Connection] = set()  # since they were last asked
         self._held_back = False  # a fetch that matters more is getting on
         self._metadata = MetadataFetch()
         self._storing = False  # metadata is being checked and stored
@@ -147,6 +148,7 @@ class Download:
     def closed(self, connection: Connection) -> None:
         self._metadata.forget(connection)
         self._early.pop(connection, None)
+        self._changed.discard(connection)
         if self._scheduler is not None:
             liar = isinstance(connection.failure, RemoteProtocolError)
             self._wasted += self._scheduler.remove_peer(connection, distrust=liar)
@@ -160,12 +162,20 @@ class Download:
         self._next_metadata()
         self.fill_all()
 
+    def idle(self, connection: Connection) -> None:
+        """Asks for more if anything came that may have made room, or something new to ask for."""
+        if connection in self._changed:
+            self._changed.discard(connection)
+            self.fill(connection)
+
     def handle(self, connection: Connection, event: SessionEvent) -> None:
+        if isinstance(event, m.Have):
+            self._on_have(connection, event.piece)
+            return
+        self._changed.add(connection)
         match event:
             case m.Block():
                 self._on_block(connection, event)
-            case m.Have():
-                self._on_have(connection, event.piece)
             case m.Bitfield():
                 self._on_bitfield(connection, event.bits)
             case m.Reject():
@@ -271,7 +281,8 @@ class Download:
 
     def _on_have(self, connection: Connection, piece: PieceIndex) -> None:
         if self._scheduler is not None:
-            self._scheduler.picker.peer_got(connection, piece)
+            if self._scheduler.picker.peer_got(connection, piece):
+                self._changed.add(connection)
         elif len(self._early[connection][1]) < MAX_EARLY_HAVES:
             self._early[connection][1].append(piece)
         else:

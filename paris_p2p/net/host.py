@@ -40,9 +40,9 @@ from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import dialable, listen_endpoint, parse_endpoint, probe
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, Peer, StreamHandler, unwrapped
+from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, node_id_from_peer_id, peer_id_text
 from paris_p2p.wire.messages import PROTOCOL_ID
-from paris_p2p.wire.records import MAX_ADDRESSES
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ DIAL_S = 10.0
 OPEN_STREAM_S = 10.0
 WRITE_S = 15.0
 CLOSE_S = 2.0
+IDLE_S = 30.0
 SHUTDOWN_S = 5.0
 MAX_CONNECTIONS = 512
 MAX_STREAMS = 4096
@@ -204,7 +205,10 @@ class Libp2pHost:
             async with self._host.run(addresses):
                 try:
                     self._check_listening(listen)
-                    yield
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._close_idle)
+                        yield
+                        nursery.cancel_scope.cancel()
                 finally:
                     for write in list(self.writes):
                         write.shield = False
@@ -212,6 +216,17 @@ class Libp2pHost:
                     await self._close()
         if scope.cancelled_caught:
             _log.debug("the libp2p host did not stop within %.0f s and was abandoned", SHUTDOWN_S)
+
+    async def _close_idle(self) -> None:
+        """libp2p keeps every connection until the other side goes: those without a stream are closed when
+        they have none at two looks in a row."""
+        idle: set[Any] = set()
+        while True:
+            await trio.sleep(IDLE_S)
+            unused = {c for c in self._network.get_connections() if not c.get_streams()}
+            for connection in unused & idle:
+                await self.drop(connection.muxed_conn)
+            idle = unused - idle
 
     async def _close(self) -> None:
         # Before its tasks are cancelled: a cancelled task can no longer close its sockets.

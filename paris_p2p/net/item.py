@@ -29,7 +29,7 @@ from paris_p2p.wire.identity import peer_id_text
 
 _log = logging.getLogger(__name__)
 
-PEER_EXCHANGE_S = 1.0  # only what changed is told
+PEER_EXCHANGE_S = 0.2  # at most so often; only what changed is told
 HOLD_BACK_S = 3.0  # a more important fetch that delivered nothing for so long holds nobody back
 LIMIT_POLL_S = 1.0  # limits may be changed while somebody waits
 STALE_S = 5.0
@@ -94,6 +94,7 @@ class Item:
         self.connections: dict[NodeId, Connection] = {}
         self.greetings = 0  # peers that are being greeted: their connections will come
         self._peers_sent = trio.current_time()
+        self._announced = False  # a peer told what it has since the last look
         self.seeding: SuperSeed[Connection] | None = None
         if reader.layout is not None and reader.info is not None and not isinstance(reader, PartialItem):
             self._seed(active=True)
@@ -186,6 +187,7 @@ class Item:
         if self.download is not None:
             self.download.opened(connection)
         self._send_peers(connection)
+        self.exchange_peers()  # in a flash crowd every second until all know each other counts
 
     def send_bitfield(self, connection: Connection) -> None:
         """Tells what we have, as soon as that is known; a seeder alone with a crowd tells piece by piece."""
@@ -237,11 +239,15 @@ class Item:
         else:
             return
         self.seeding.has(connection, sorted(pieces), trio.current_time())
+        self._announced = True
 
     def idle(self, connection: Connection) -> None:
+        # After every read, most of which bring a part of a block: nothing to decide then.
         if self.download is not None:
-            self.download.fill(connection)
-        self.reveal()
+            self.download.idle(connection)
+        elif self._announced:
+            self._announced = False
+            self.reveal()
 
     def serves(self, connection: Connection, piece: PieceIndex) -> bool:
         if not self.reader.has_piece(piece):

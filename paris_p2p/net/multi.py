@@ -19,8 +19,8 @@ from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint, chosen, dialable, is_tls, listen_endpoint, parse_endpoint
 from paris_p2p.net.tls import TlsHost, TlsStream, can_connect, open_tls_host
 from paris_p2p.net.transport import ByteStream, Peer, StreamHandler, unwrapped
+from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import MAX_ADDRESSES
 
 if TYPE_CHECKING:
     from paris_p2p.net.host import Libp2pHost

@@ -23,6 +23,7 @@ from paris_p2p.net.blocking import Blocking, InThreads
 from paris_p2p.net.connection import Connection, limits_for, receive_hello
 from paris_p2p.net.discovery import Discovery, FindPeers
 from paris_p2p.net.download import Download, Progress
+from paris_p2p.net.fetch_job import FetchJob
 from paris_p2p.net.item import Item, Shared
 from paris_p2p.net.limits import SwarmLimits
 from paris_p2p.net.multi import open_network
@@ -61,39 +62,6 @@ class Rates:
     down_bytes: int
 
 
-class _Fetch:
-    """One download, shared by everyone who asked for it."""
-
-    def __init__(self, ref: AnyRef, stall_timeout_s: float, priority: int) -> None:
-        self.ref = ref
-        self.priority = priority
-        self.stall_timeout_s = stall_timeout_s
-        self.waiting = 0
-        self.hints: list[Peer] = []
-        self.scope = trio.CancelScope()
-        self.done = trio.Event()
-        self.download: Download | None = None
-        self.path: Path | None = None
-        self.error: ParisError | None = None
-
-    def hint(self, peers: Sequence[Peer]) -> None:
-        self.hints += peers
-        if self.download is not None:
-            self.download.sources.add(peers)
-            self.download.sources_changed.set()
-
-    def raise_priority(self, priority: int) -> None:
-        """Someone else asks for the same item: the more urgent one counts."""
-        self.priority = max(self.priority, priority)
-        if self.download is not None:
-            self.download.priority = self.priority
-
-    def result(self) -> Path:
-        if self.path is not None:
-            return self.path
-        raise self.error or TransportError("the swarm was closed")
-
-
 class Swarm:
     """Made by `open_swarm`. Serves the store's complete items and what is being fetched, to anyone."""
 
@@ -118,7 +86,7 @@ class Swarm:
         self._blocking = blocking
         self._items: dict[InfoHash, Item] = {}
         self._opening: dict[InfoHash, trio.Lock] = {}
-        self._fetches: dict[InfoHash, _Fetch] = {}
+        self._fetches: dict[InfoHash, FetchJob] = {}
         self._slots = trio.CapacityLimiter(MAX_FETCHES)
         self._sessions: Counter[NodeId] = Counter()
         self._closing = False
@@ -180,13 +148,13 @@ class Swarm:
                 break
             await job.done.wait()  # its last caller left; begin again when it has let go
         if job is None:
-            job = self._fetches[ref.info_hash] = _Fetch(ref, stall_timeout_s, priority)
+            job = self._fetches[ref.info_hash] = FetchJob(ref, stall_timeout_s, priority)
             self._nursery.start_soon(self._run_fetch, job)
         job.raise_priority(priority)
         job.hint(peers)
         return await self._await_fetch(job, on_progress)
 
-    async def _await_fetch(self, job: _Fetch, on_progress: Callable[[Progress], None] | None) -> Path:
+    async def _await_fetch(self, job: FetchJob, on_progress: Callable[[Progress], None] | None) -> Path:
         job.waiting += 1
         try:
             while not job.done.is_set():
@@ -204,7 +172,7 @@ class Swarm:
 
     # -- fetching --------------------------------------------------------------------------------
 
-    async def _run_fetch(self, job: _Fetch) -> None:
+    async def _run_fetch(self, job: FetchJob) -> None:
         try:
             with job.scope, unwrapped():
                 # What is urgent does not wait for a slot.
@@ -220,7 +188,7 @@ class Swarm:
                 del self._fetches[job.ref.info_hash]
             job.done.set()
 
-    async def _fetch(self, job: _Fetch) -> Path:
+    async def _fetch(self, job: FetchJob) -> Path:
         info_hash = job.ref.info_hash
         partial = await self._begin(job)
         if partial is None:
@@ -250,7 +218,7 @@ class Swarm:
             with trio.CancelScope(shield=True):
                 await self._blocking(partial.close)
 
-    async def _begin(self, job: _Fetch) -> PartialItem | None:
+    async def _begin(self, job: FetchJob) -> PartialItem | None:
         """Waits while another process fetches the item into the same store; None when that completed it."""
         deadline = trio.current_time() + job.stall_timeout_s
         while True:

@@ -5,6 +5,7 @@ node.lock       held while a node runs with this identity
 peers.json      DHT peers that answered: the way back in when no bootstrap node does
 context.json    the last bootstrap addresses, run and model, so that commands need no flags
 store/          the content store
+seeds/          a store for each path that is seeded where it lies
 work/<run>/<role>/   a trainer's folder
 models/         assembled models
 """
@@ -17,8 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, Unpack
-
-import platformdirs
 
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role, RunId
@@ -55,7 +54,11 @@ class Home:
         if option is not None:
             return cls(option)
         named = os.environ.get(ENVIRONMENT)
-        return cls(Path(named) if named else platformdirs.user_data_path("paris-p2p"))
+        if named:
+            return cls(Path(named))
+        import platformdirs  # only here, and only in homes that nobody named
+
+        return cls(platformdirs.user_data_path("paris-p2p"))
 
     # --- identity --------------------------------------------------------------------------------
 

@@ -16,15 +16,14 @@ from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import NodeId, Role, RunId, Term
 from paris_p2p.wire import canonical
 from paris_p2p.wire.access_pass import MAX_PASS_BYTES
+from paris_p2p.wire.addresses import MAX_ADDRESS_CHARS as MAX_ADDRESS_CHARS
+from paris_p2p.wire.addresses import MAX_ADDRESSES as MAX_ADDRESSES
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, verify
 from paris_p2p.wire.terms import MAX_TERM
 
 PROTOCOL_VERSION = 1
 MAX_RECORD_BYTES = 1024
-MAX_ADDRESSES = 3
-MAX_ADDRESS_CHARS = 112
-"""The longest IPv6 address with port and peer id has 111; with 3 of them every record fits its cap."""
 MAX_CHECKS = 8
 """In one attestation; with a pass it still fits the cap."""
 CLOCK_TOLERANCE_S = 5.0

@@ -10,10 +10,17 @@ import pytest
 from paris_p2p.core.accept import (
     RESUME_FACTOR,
     SIDE_FILES_BYTES,
+    Attestation,
+    Jury,
+    Standing,
     check_weights_header,
     choose_checkpoint,
+    limit_per_holder,
+    loss_refusal,
+    measured_loss,
     order_checkpoints,
     refusal,
+    standing,
 )
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
@@ -175,3 +182,94 @@ def test_weights_must_have_exactly_the_tensors_of_the_architecture() -> None:
     other = TensorSpec("w", "F16", (256,))
     with pytest.raises(RemoteProtocolError, match="dtype"):
         check_weights_header(Header((HeaderTensor(other, 0, 512),), {}), NETWORK)
+
+
+HOLDER, PEERS = NodeId(b"h" * 32), [NodeId(bytes([n]) * 32) for n in range(6)]
+
+
+def jury(*members: NodeId, publishing: bool = False, ignored: tuple[NodeId, ...] = ()) -> Jury:
+    return Jury(ORGANISER.node_id, publishing, frozenset(members), frozenset(ignored))
+
+
+def says(owner: NodeId, good: bool = True, loss: float | None = None) -> Attestation:
+    return Attestation(owner, good, loss)
+
+
+def stands(*words: Attestation, before: Jury, checked: bool = False) -> Standing:
+    return standing(statement(holder=HOLDER), words, before, checked=checked)
+
+
+def test_a_word_is_only_its_signers_until_enough_others_have_checked() -> None:
+    crowd = jury(HOLDER, *PEERS)
+    assert stands(before=crowd) is Standing.UNCHECKED
+    assert stands(says(HOLDER), before=crowd) is Standing.UNCHECKED
+    assert stands(says(PEERS[0]), before=crowd) is Standing.UNCHECKED
+    assert stands(says(PEERS[0]), says(PEERS[0]), before=crowd) is Standing.UNCHECKED
+    assert stands(says(PEERS[0]), says(PEERS[1]), before=crowd) is Standing.BACKED
+
+
+def test_a_smaller_run_needs_all_the_others_and_a_lone_trainer_nobody() -> None:
+    assert stands(says(PEERS[0]), before=jury(HOLDER, PEERS[0])) is Standing.BACKED
+    assert stands(before=jury(HOLDER)) is Standing.BACKED
+    assert stands(before=jury()) is Standing.UNCHECKED  # a holder that is not even there
+    assert stands(before=jury(PEERS[0])) is Standing.UNCHECKED
+
+
+def test_the_organisers_word_is_enough_and_the_only_one_while_it_publishes() -> None:
+    friends = [says(peer) for peer in PEERS]
+    there = jury(ORGANISER.node_id, HOLDER, *PEERS, publishing=True)
+    assert stands(*friends, before=there) is Standing.UNCHECKED
+    assert stands(says(ORGANISER.node_id), before=there) is Standing.BACKED
+    assert stands(*friends, says(ORGANISER.node_id, good=False), before=there) is Standing.REFUTED
+    assert stands(says(ORGANISER.node_id), before=jury(HOLDER)) is Standing.BACKED  # it has left since
+
+
+def test_the_own_check_beats_every_word() -> None:
+    words = [says(peer, good=False) for peer in [*PEERS, ORGANISER.node_id]]
+    assert stands(*words, before=jury(*PEERS, publishing=True), checked=True) is Standing.CHECKED
+
+
+def test_strangers_that_are_no_members_and_caught_liars_do_not_count() -> None:
+    words = (says(PEERS[0]), says(PEERS[1]))
+    assert stands(*words, before=jury(HOLDER, *PEERS[:1], *PEERS[2:])) is Standing.UNCHECKED
+    assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(PEERS[0],))) is Standing.UNCHECKED
+    assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(HOLDER,))) is Standing.REFUTED
+
+
+def test_more_must_find_it_good_than_bad() -> None:
+    words = [*(says(peer) for peer in PEERS[:2]), *(says(peer, good=False) for peer in PEERS[2:5])]
+    assert stands(*words, before=jury(HOLDER, *PEERS)) is Standing.UNCHECKED
+    assert stands(*words[:4], before=jury(HOLDER, *PEERS)) is Standing.BACKED
+
+
+def test_the_organisers_loss_comes_first_then_the_median() -> None:
+    words = [says(PEERS[0], loss=0.1), says(PEERS[1], loss=0.5), says(PEERS[2], loss=0.6), says(PEERS[3])]
+    assert measured_loss(words, ORGANISER.node_id) == 0.5
+    assert measured_loss([*words, says(ORGANISER.node_id, loss=0.7)], ORGANISER.node_id) == 0.7
+    assert measured_loss([says(PEERS[0]), says(PEERS[1], good=False, loss=1.0)], ORGANISER.node_id) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "measured", "baseline", "reason"),
+    [
+        (0.5, 0.5, None, None),
+        (0.5, 0.3, 1.5, None),
+        (0.5, 0.54, 1.5, None),
+        (0.5, 0.6, 1.5, "as stated"),
+        (0.0, 1.2, 1.5, "as stated"),
+        (9.0, 3.0, 1.5, "says nothing"),
+        (9.0, float("nan"), None, "not finite"),
+    ],
+)
+def test_a_loss_is_believed_when_it_measures_as_stated(
+    stated: float, measured: float, baseline: float | None, reason: str | None
+) -> None:
+    said = loss_refusal(stated, measured, baseline)
+    assert said is None if reason is None else reason in (said or "")
+
+
+def test_one_key_has_only_so_many_checkpoints_and_the_backed_ones_stay() -> None:
+    many = [statement(holder=HOLDER, step=step) for step in range(10, 60, 10)]
+    other = statement(holder=PEERS[0], step=1)
+    kept = limit_per_holder([*many, other], {many[0]}, 2)
+    assert set(kept) == {many[0], many[4], other}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paris_p2p.core.superseed import ALONE_S, FIRST_PORTION_BYTES, STUCK_S, SuperSeed
+from paris_p2p.core.superseed import ALONE_S, FIRST_PORTION_BYTES, MAX_PIECES, STUCK_S, SuperSeed
 from paris_p2p.ids import PieceIndex
 
 P = PieceIndex
@@ -161,6 +161,10 @@ def test_a_seeder_among_others_shows_all_from_the_start() -> None:
     seeding: SuperSeed[str] = SuperSeed(8, PIECE, random.Random(1), active=False)
     assert seeding.opened("a", 0.0) is False and seeding.reveals(["a"], 0.0) == []
     assert seeding.requested("a", P(3), 0.0)
+
+
+def test_an_item_of_very_many_pieces_is_shown_at_once() -> None:
+    assert not SuperSeed[str](MAX_PIECES + 1, PIECE, random.Random(1)).active
 
 
 actions = st.lists(

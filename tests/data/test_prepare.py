@@ -19,9 +19,10 @@ from paris_p2p.data.prepare import PrepareOptions, PrepareReport, StageProgress,
 from paris_p2p.diffusion.recipes import preset
 from paris_p2p.diffusion.shards import load_shard
 from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.ids import ROUTER, Role
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.manifest import check_manifest
+from paris_p2p.wire.manifest import Recipe, check_manifest
 
 ORGANISER = Identity(bytes(32))
 MakeFolder = Callable[[int], Path]
@@ -197,3 +198,22 @@ def test_example_prompts_are_all_captions_when_few_and_the_most_frequent_when_ma
     chosen = example_prompts([*many, "caption 7"], 0)
     assert len(chosen) == 10 and chosen[0] == "caption 7"
     assert chosen == example_prompts([*many, "caption 7"], 0)
+
+
+def test_initial_weights_become_items_of_the_run(options: PrepareOptions) -> None:
+    def add(recipe: Recipe, folder: Path) -> tuple[str, ...]:
+        for number in range(len(recipe.experts)):
+            (folder / f"initial-{number}").mkdir()
+            (folder / f"initial-{number}" / "weights").write_bytes(b"the same start")
+        return ("all of it from elsewhere",)
+
+    report = prepare(
+        options, identity=ORGANISER, make_recipe=preset, progress=lambda _: None, add_initial=add
+    )
+    assert report.initial == ("all of it from elsewhere",)
+    manifest = check_manifest(report.manifest.read_bytes()).manifest
+    (ref,) = manifest.initial(Role("expert-1"))
+    assert manifest.initial(ROUTER) == ()
+    assert ref is not None
+    store = ContentStore(options.out / "store")
+    assert (store.files(ref.info_hash) / "weights").read_bytes() == b"the same start"

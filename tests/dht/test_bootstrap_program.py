@@ -25,7 +25,7 @@ def bootstrap(home: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         first = json.loads(line or "{}")
-        assert first.get("event") == "listening", process.stderr.read()
+        assert first.get("event") == "listening", line or process.stderr.read()
         yield process, first["addresses"]
     finally:
         process.kill()
@@ -95,8 +95,10 @@ def test_two_of_one_home_are_refused(tmp_path: Path) -> None:
 def test_it_starts_without_the_other_bootstrap_nodes(tmp_path: Path) -> None:
     gone = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWMbbPVGsZYh3ChQjue712NHHGNybRRXwnuSpezYjGbCDS"
     options = ["--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", gone]
-    with bootstrap(tmp_path, *options) as (_, addresses):
-        assert len(addresses) == 1
+    with bootstrap(tmp_path, *options) as (process, addresses):
+        assert len(addresses) == 1 and process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert (said["event"], said["kind"], said["subject"]) == ("network", "bootstrap", gone)
 
 
 @pytest.mark.parametrize(

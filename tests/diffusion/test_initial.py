@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from paris_p2p.diffusion import export, initial, networks
 from paris_p2p.diffusion.published_expert import MODEL_CLASS
+from paris_p2p.diffusion.shards import Examples
+from paris_p2p.diffusion.training import Trainer
 from paris_p2p.errors import ConfigError
+from paris_p2p.ids import Role
 from paris_p2p.wire.manifest import Architecture
 
-from .conftest import TOKENS, WIDTH, toy_expert, toy_recipe
+from .conftest import TOKENS, WIDTH, toy_expert, toy_recipe, toy_shard
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -64,6 +67,18 @@ def test_every_expert_of_a_variant_starts_from_the_same_weights(tmp_path: Path) 
         for seed in (1, 2)
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_trainer_starts_from_the_run_s_initial_weights(tmp_path: Path) -> None:
+    shaken(networks.build(toy_expert(), 0)).save_pretrained(tmp_path / "source")  # type: ignore[operator]
+    shard = Examples([toy_shard(1)])
+    trainer = Trainer(toy_recipe(), Role("expert-1"), 0, shard, shard, "cpu", tmp_path / "source")
+    wanted = load_file(tmp_path / "source" / WEIGHTS)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in trainer.model.state_dict().items())
+    # The average starts there too.
+    names = [name for name, _ in trainer.model.named_parameters()]
+    averages = dict(zip(names, trainer.ema.shadow_params, strict=True))
+    assert all(torch.equal(averages[name], wanted[name]) for name in names)
 
 
 def parameters(architecture: Architecture) -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
-from paris_p2p.diffusion import expert, networks, router
+from paris_p2p.diffusion import expert, networks, objectives, router
 from paris_p2p.errors import ConfigError
 from paris_p2p.wire.manifest import Architecture
 
@@ -124,3 +125,35 @@ def test_a_text_aware_router_asks_for_text_and_a_published_one_ignores_it() -> N
         networks.build(toy_router(text=True), 0)(x, t)
     plain = networks.build(toy_router(text=False), 0)
     assert torch.equal(plain(x, t), plain(x, t, text))
+
+
+def test_a_trained_router_knows_the_exact_posterior_of_a_mixture() -> None:
+    means, std, shares = torch.tensor([-0.8, 0.1, 0.6]), 0.2, torch.tensor([0.5, 0.3, 0.2])
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cluster, x_t and t of images of one shade, drawn from a mixture of three Gaussians."""
+        cluster = torch.multinomial(shares, count, True, generator=generator)
+        shade = means[cluster] + std * torch.randn(count, generator=generator)
+        x0 = shade.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        t = torch.rand(count, generator=generator)
+        return cluster, objectives.noised(x0, torch.randn(x0.shape, generator=generator), t), t
+
+    config = {"clusters": 3, "in_channels": 1, "sample_size": 2, "patch_size": 2, "hidden_size": 32}
+    sizes = {"num_layers": 1, "num_attention_heads": 2}
+    module = networks.build(networks.describe(router.MODEL_CLASS, config | sizes), 0)
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (150 - step) / 75)
+        cluster, x, t = noisy(256)
+        optimizer.zero_grad()
+        torch.autograd.backward(functional.cross_entropy(module(x, t), cluster))
+        optimizer.step()
+    _, x, t = noisy(2000)
+    # Of x_t the mean over its 4 pixels says all: N((1 - t) mean, (1 - t)^2 std^2 + t^2 / 4).
+    mean, t = x.flatten(1).mean(1)[:, None], t[:, None]
+    variance = (1 - t) ** 2 * std**2 + t**2 / 4
+    exact = (shares.log() - 0.5 * (mean - (1 - t) * means) ** 2 / variance).softmax(1)
+    found = module(x, t[:, 0]).detach().softmax(1)
+    assert float((found - exact).abs().mean()) < 0.04
+    assert float((shares - exact).abs().mean()) > 0.2  # the prior alone is far off

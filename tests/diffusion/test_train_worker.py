@@ -142,6 +142,21 @@ def test_a_bundle_must_be_of_the_step_its_signed_statement_names(tmp_path: Path)
     assert (kinds(link), link.sent[0]["step"]) == (["ready", "stopped"], 1)
 
 
+def test_a_bundle_must_measure_as_its_signed_statement_says(tmp_path: Path) -> None:
+    """Well formed is not yet well trained: a stranger may have put anything into it."""
+    recipe = toy_recipe()
+    trainer = toy_trainer(recipe)
+    trainer.train_step()
+    save_resume(trainer, tmp_path / "bundle")
+    message = start_message(tmp_path, recipe, str(tmp_path / "bundle"))
+    link = RecordedLink(after=1)
+    with pytest.raises(TrainingError, match="as stated") as caught:
+        run(parse_start({**message, "resume_loss": trainer.heldout_loss() / 2}), link)
+    assert error_kind(caught.value) == "bad_resume"
+    run(parse_start({**message, "resume_loss": trainer.heldout_loss()}), link)
+    assert kinds(link) == ["ready", "stopped"]
+
+
 def test_a_device_that_is_not_there_is_a_matter_of_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cuda:99") as caught:
         run(parse_start({**start_message(tmp_path, toy_recipe()), "device": "cuda:99"}), RecordedLink())

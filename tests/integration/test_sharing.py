@@ -86,11 +86,6 @@ def test_a_file_that_is_there_already_is_recognised_and_another_is_left_alone(
     assert same(source) and list(source.parent.iterdir()) == [source]
 
 
-def test_without_anybody_to_ask_it_says_what_to_add(stage: Any) -> None:
-    program = stage.node("get", "00" * 32, "--out", stage.folder / "none", home="none")
-    assert program.wait() == 2 and "--peer" in program.tail() and "--lan" in program.tail()
-
-
 async def test_a_stock_client_fetches_by_the_exported_torrent(
     source: Path, torrent: Path, tmp_path: Path
 ) -> None:

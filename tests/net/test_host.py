@@ -106,6 +106,31 @@ async def test_a_second_address_is_tried_when_the_first_fails() -> None:
             await (await a.dial(Peer(b.node_id, (dead, *b.addresses)))).aclose()
 
 
+async def test_a_connection_without_streams_is_closed_and_one_in_use_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paris_p2p.net.host.IDLE_S", 0.5)
+    with trio.fail_after(60):
+        async with (
+            open_host(identity(1), LOOPBACK) as a,
+            open_host(identity(2), LOOPBACK) as b,
+            open_host(identity(3), LOOPBACK) as c,
+        ):
+            b.serve(hang_up)
+            c.serve(stay)
+            await (await a.dial(as_peer(b.addresses))).aclose()
+            used = await a.dial(as_peer(c.addresses))
+            while len(a._network.get_connections()) > 1:
+                await trio.sleep(0.1)
+            await trio.sleep(1.5)
+            assert len(a._network.get_connections()) == 1
+            await used.send_all(b"still here")
+
+
+async def stay(node_id: NodeId, stream: ByteStream) -> None:
+    await trio.sleep_forever()
+
+
 async def hang_up(node_id: NodeId, stream: ByteStream) -> None:
     await stream.aclose()
 

@@ -1,6 +1,7 @@
 """A network in memory: nodes with real homes and stores, a DHT that checks every record, a swarm that
 copies verified items between stores, and a trainer that follows a script. Time is trio's mock clock."""
 
+import dataclasses
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,11 +21,12 @@ from paris_node.run_node import RunNode
 from paris_node.runs import save_manifest
 from paris_p2p import clock
 from paris_p2p.errors import TransportError, WorkerError
-from paris_p2p.ids import ROUTER, NodeId, Role, Term
+from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, Term
 from paris_p2p.net.swarm import Progress, Rates
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
+from paris_p2p.wire.access_pass import Pass, sign_pass
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement, statement_digest
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
@@ -116,6 +118,7 @@ class MemorySwarm:
         self._world, self._store = world, store
         self.addresses: tuple[str, ...] = (f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW",)
         self.asked: list[ContentRef] = []
+        self.under_way: set[InfoHash] = set()
 
     async def fetch(
         self,
@@ -131,11 +134,21 @@ class MemorySwarm:
             if other.has(ref.info_hash):
                 self._store.adopt(other, ref.info_hash)
                 return self._store.files(ref.info_hash)
-        await trio.sleep(stall_timeout_s)
+        self.under_way.add(ref.info_hash)
+        try:
+            await trio.sleep(stall_timeout_s)
+        finally:
+            self.under_way.discard(ref.info_hash)
         raise TransportError(f"no source delivered {ref.info_hash.hex()[:8]}")
 
     def rates(self) -> Rates:
         return Rates(10.0, 20.0, 1, 100, 200)
+
+    def fetching(self) -> frozenset[InfoHash]:
+        return frozenset(self.under_way)
+
+    def in_use(self) -> frozenset[InfoHash]:
+        return frozenset(self.under_way)
 
 
 class Trainer:
@@ -234,8 +247,10 @@ class World:
 
     # --- the run ---------------------------------------------------------------------------------
 
-    def make_run(self, name: str, *, clusters: int = 1, lease: LeaseTimes = LEASE) -> SignedManifest:
-        """A run whose items are in `prepared`."""
+    def make_run(
+        self, name: str, *, clusters: int = 1, lease: LeaseTimes = LEASE, **changed: Any
+    ) -> SignedManifest:
+        """A run whose items are in `prepared`; `changed`: other fields of its manifest."""
         training = Training(STEPS, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
         variant = ExpertVariant(
             "tiny", "flow_matching", Architecture("PixArtTransformer2DModel", {}, TENSORS["expert"]), training
@@ -261,7 +276,7 @@ class World:
             replicas=1,
             example_prompts=("a seven",),
         )
-        signed = sign_manifest(manifest, ORGANISER)
+        signed = sign_manifest(dataclasses.replace(manifest, **changed), ORGANISER)
         (self.folder / "prepared" / "manifest.paris").write_bytes(signed.data)
         return signed
 
@@ -378,9 +393,14 @@ class World:
         checks = tuple(Check(statement_digest(one), good, loss) for one in data)
         self.says(who, AttestRecord(checks), role_scope(self.signed.run_id, Role(role)))
 
-    def announces(self, who: Identity, data: bytes, role: str) -> None:
-        """`who` says that it holds a checkpoint."""
-        self.says(who, AnnounceRecord(data, ()), role_scope(self.signed.run_id, Role(role)))
+    def announces(self, who: Identity, data: bytes, role: str, access: bytes = b"") -> None:
+        """`who` says that it holds a checkpoint; `access`: the pass of its maker."""
+        self.says(who, AnnounceRecord(data, (), access), role_scope(self.signed.run_id, Role(role)))
+
+    def gives_pass(self, node: Identity, seconds: int) -> bytes:
+        """The organiser lets `node` claim for a while."""
+        leave = Pass(self.signed.run_id, node.node_id, int(clock.unix()) + seconds)
+        return sign_pass(leave, ORGANISER)
 
     # --- trainers --------------------------------------------------------------------------------
 

@@ -169,3 +169,32 @@ def test_threads_may_add_while_others_look(world: Any, store: ContentStore, fold
     assert sorted((s.role, s.step) for _, s in ledger.held()) == sorted(
         (r, n) for r in roles for n in (70, 80)
     )
+
+
+def test_the_safe_and_the_announced_checkpoint_stay_beside_the_newest(
+    world: Any, store: ContentStore, folder: Path
+) -> None:
+    ledger = Ledger(folder, store)
+    made = {step: world.checkpoint(ME, ROLE, step, store=store) for step in (10, 20, 30, 40, 50)}
+    for step in (10, 20):
+        ledger.add(*made[step])
+    ledger.keep_safe(ROLE, made[10][0])
+    ledger.keep_announced(ROLE, made[20][0])
+    for step in (30, 40):
+        ledger.add(*made[step])
+        ledger.keep_safe(ROLE, None)  # not known at the moment: the one that was stays
+    assert sorted(statement.step for _, statement in ledger.held()) == [10, 20, 40]
+    ledger.keep_safe(ROLE, made[20][0])
+    ledger.keep_announced(ROLE, made[40][0])
+    ledger.add(*made[50])
+    assert sorted(statement.step for _, statement in ledger.held()) == [20, 40, 50]
+
+
+def test_a_holders_pass_is_kept_with_its_statement(world: Any, store: ContentStore, folder: Path) -> None:
+    data, statement = world.checkpoint(OTHER, ROLE, 50, store=store)
+    Ledger(folder, store).add(data, statement, b"pass")
+    ledger = Ledger(folder, store)
+    assert ledger.access(data) == b"pass" and ledger.access(b"other") == b""
+    for step in (60, 70):
+        ledger.add(*world.checkpoint(OTHER, ROLE, step, store=store))
+    assert list(folder.glob("*.pass")) == [] and ledger.access(data) == b""

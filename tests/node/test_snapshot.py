@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from paris_node.announcer import PROVIDE_TTL_S
 from paris_node.judging import Known, going_on_order
 from paris_node.snapshot import observe, plausible, take_snapshot
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import sign_statement
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import MemberRecord
+from paris_p2p.wire.records import AnnounceRecord, MemberRecord, role_scope
 
 ALICE = Identity(b"a" * 32)
 BOB = Identity(b"b" * 32)
@@ -23,6 +24,7 @@ ROLE = Role("expert-0")
 STATUS_KEYS = {"run_id", "roles", "peers"}
 ROLE_KEYS = {"role", "state", "holder", "term", "step", "total_steps", "age_s", "content_id", "providers"}
 MORE_ROLE_KEYS = {
+    "overdue",
     *("announced_step", "loss", "images_per_s", "eta_s", "safe_step", "checked", "checked_by"),
     *("measured_loss", "made_by", "made_in_term", "parent"),
 }
@@ -49,7 +51,7 @@ def trains(world: Any, who: Identity, **changed: Any) -> Term:
     """`who` holds the role and says how far it is; the claim's term."""
     term = world.holds(who, ROLE)
     world.says(who, member(world, **({"term": term} | changed)), world.signed.run_id)
-    return term
+    return Term(term)
 
 
 async def seen(world: Any, **known: Any) -> Any:
@@ -82,6 +84,16 @@ async def test_the_json_has_the_contracts_keys_and_the_documented_others(
     assert (router["state"], router["holder"], router["content_id"]) == ("unclaimed", None, None)
     assert (state["peers"], state["up_bytes_per_s"], state["down_bytes_per_s"]) == (2, 10, 20)
     assert json.loads(json.dumps(state)) == state
+
+
+async def test_a_provider_that_does_not_announce_again_is_overdue(world: Any, autojump_clock: Any) -> None:
+    term = trains(world, ALICE)
+    data, _ = world.checkpoint(ALICE, ROLE, 25, term=term)
+    record, scope = AnnounceRecord(data, ()), role_scope(world.signed.run_id, ROLE)
+    world.says(ALICE, record, scope)
+    world.says(BOB, record, scope, ttl_s=PROVIDE_TTL_S / 5)  # as if written most of its life ago
+    line = take_snapshot(await seen(world), world.signed).roles[0]
+    assert (line.providers, line.overdue) == (2, 1)
 
 
 async def test_a_forged_statement_is_no_candidate(world: Any, autojump_clock: Any) -> None:

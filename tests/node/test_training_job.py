@@ -56,7 +56,7 @@ async def hangs(trainer: Any) -> None:
 
 
 def job_of(
-    world: Any, *, role: str = ROLE, term: int = 3, seeds: bool = True
+    world: Any, *, role: str = ROLE, term: int = 3 << 32, seeds: bool = True
 ) -> tuple[TrainingJob, Any, Any]:
     node, events = world.run_node(world.network("alice", seeds=seeds))
     return TrainingJob(node, Role(role), Term(term), device="cpu", threads=1), node, events
@@ -95,7 +95,7 @@ async def test_a_role_is_trained_from_its_shards_to_its_last_step(world: Any, au
     assert {"role", "step", "loss", "images_per_s"} <= named(events(), "step")[0].keys()
     made = [statement for _, statement in node.ledger.held()]
     assert [(s.step, s.term, s.holder) for s in made] == [
-        (n, 3, node.network.identity.node_id) for n in (50, 100)
+        (n, 3 << 32, node.network.identity.node_id) for n in (50, 100)
     ]
     assert made[0].parent == b"" and made[1].parent == made[0].resume.info_hash
     last = named(events(), "checkpoint")[-1]
@@ -169,6 +169,23 @@ async def test_a_role_somebody_finished_meanwhile_is_not_trained(world: Any, aut
     job, _, _ = job_of(world)
     assert await job.run() == Outcome("finished")
     assert world.trainers == []
+
+
+async def test_a_role_that_strangers_call_finished_is_trained(world: Any, autojump_clock: Any) -> None:
+    served = announced(world, 50)
+    for number in range(4):
+        who = Identity(bytes([number]) * 32)
+        fake, _ = world.checkpoint(who, ROLE, 100, term=9 << 32, content="z" * (number + 1))
+        world.announces(who, fake, ROLE)
+    wrong = world.checkpoint(OTHER, "router", 50, store=world.stores[0])[1].weights
+    lie, _ = world.checkpoint(OTHER, ROLE, 100, term=10 << 32, store=world.stores[0], weights=wrong)
+    world.announces(OTHER, lie, ROLE)
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    start = world.trainers[0].start
+    assert served.resume.info_hash.hex() in start["resume"]
+    assert (start["resume_step"], start["resume_loss"]) == (50, 0.5)
 
 
 async def test_a_stop_before_anything_was_fetched_is_a_stop(world: Any, autojump_clock: Any) -> None:

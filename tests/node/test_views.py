@@ -59,6 +59,14 @@ def test_every_role_shows_state_step_bar_loss_rate_and_age(width: int) -> None:
     assert "1 of 5 roles finished, 1 peers" in text[-1] and "run digits (abababababab)" in text[0]
 
 
+def test_a_checkpoint_that_was_checked_has_a_mark_and_its_safe_step_is_shown() -> None:
+    line = dataclasses.replace(LINE, checked=True, safe_step=75)
+    lines = drawn(status_view(dataclasses.replace(SNAPSHOT, roles=(line, LINES[1]))), 120)
+    row = next(row for row in lines if " expert-0 " in row)
+    assert "training ✓" in row and " 75 " in row
+    assert "✓" not in next(row for row in lines if " expert-1 " in row)
+
+
 def test_peers_show_what_they_do_and_their_rates() -> None:
     row = next(line for line in drawn(status_view(SNAPSHOT), 80) if "training expert-0" in line)
     assert "12.3 kB/s" in row and "5.4 MB/s" in row and "10s" in row
@@ -104,3 +112,10 @@ def test_byte_counts_are_short(count: float, text: str) -> None:
 def test_a_peer_is_called_by_its_name_or_the_end_of_its_id() -> None:
     assert peer_name("12D3KooWabcdef", {}) == "…abcdef"
     assert peer_name("12D3KooWabcdef", {"12D3KooWabcdef": "alice"}) == "alice"
+
+
+def test_announcements_that_are_overdue_are_pointed_out() -> None:
+    late = dataclasses.replace(SNAPSHOT, roles=(dataclasses.replace(LINE, overdue=1), *LINES[1:]))
+    text = "\n".join(drawn(status_view(late), 120))
+    assert "2 (1 overdue)" in text and "may be gone: expert-0 (1 of 2)" in text
+    assert "overdue" not in "\n".join(drawn(status_view(SNAPSHOT), 120))

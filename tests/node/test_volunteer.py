@@ -10,9 +10,10 @@ import trio
 from paris_node.volunteer import Volunteer
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError
-from paris_p2p.ids import Role, Term
+from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import ClaimRecord, role_scope
+from paris_p2p.wire.terms import make_term
 
 EXPERT, ROUTER = Role("expert-0"), Role("router")
 STRANGER = Identity(b"s" * 32)
@@ -268,7 +269,9 @@ async def test_a_node_without_room_still_ends_when_the_run_is_complete(
 async def test_a_role_held_by_another_is_left_to_it(world: Any, autojump_clock: Any) -> None:
     world.scripts = [trains]
     scope = role_scope(world.signed.run_id, EXPERT)
-    world.says(STRANGER, ClaimRecord("hold", Term(1), clock.unix()), scope, 20.0)
+    since = clock.unix()
+    term = make_term(1, EXPERT, STRANGER.node_id, since)
+    world.says(STRANGER, ClaimRecord("hold", term, since), scope, 20.0)
     alice = Member(world, "alice", wanted=EXPERT)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.live)

@@ -31,7 +31,7 @@ def write_bf16(path: Path, bits: list[int]) -> Path:
 
 @pytest.mark.parametrize("dtype", ["F16", "F32", "F64"])
 def test_finite_values_pass_and_others_do_not(tmp_path: Path, dtype: str) -> None:
-    largest = np.finfo(NUMPY[dtype]).max
+    largest = 9000.0
     values = np.array([0.0, -0.0, 1.5, -2.0, largest, -largest, np.finfo(NUMPY[dtype]).tiny], NUMPY[dtype])
     spec = [TensorSpec("w", dtype, (len(values),))]
     check_weights_file(write(tmp_path / "w", w=values), spec)
@@ -44,7 +44,7 @@ def test_finite_values_pass_and_others_do_not(tmp_path: Path, dtype: str) -> Non
 
 def test_bf16_values_are_judged_by_their_bits(tmp_path: Path) -> None:
     spec = [TensorSpec("w", "BF16", (3,))]
-    check_weights_file(write_bf16(tmp_path / "w", [0x3F80, 0xFF7F, 0x7F7F]), spec)
+    check_weights_file(write_bf16(tmp_path / "w", [0x3F80, 0xC600, 0x4600]), spec)
     for bits in (0x7F80, 0xFF80, 0x7FC0, 0xFF81):  # infinities and NaNs
         with pytest.raises(RemoteProtocolError, match="not finite"):
             check_weights_file(write_bf16(tmp_path / "w", [0x3F80, bits, 0]), spec)
@@ -57,6 +57,23 @@ def test_every_chunk_of_a_large_tensor_is_read(tmp_path: Path, position: int) ->
     values[position] = np.nan
     with pytest.raises(RemoteProtocolError, match="not finite"):
         check_weights_file(write(tmp_path / "w", w=values), spec)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32", "F64"])
+def test_values_of_an_insane_size_are_refused(tmp_path: Path, dtype: str) -> None:
+    values = np.ones(4, NUMPY[dtype])
+    check_weights_file(write(tmp_path / "w", w=values), [TensorSpec("w", dtype, (4,))])
+    values[2] = np.finfo(NUMPY[dtype]).max
+    with pytest.raises(RemoteProtocolError, match="'w' holds values of an insane size"):
+        check_weights_file(write(tmp_path / "w", w=values), [TensorSpec("w", dtype, (4,))])
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
+    spec = [TensorSpec("v", "F32", (2,)), TensorSpec("w", "F32", (4,))]
+    zeros = np.zeros(4, np.float32)
+    check_weights_file(write(tmp_path / "w", v=np.ones(2, np.float32), w=zeros), spec)
+    with pytest.raises(RemoteProtocolError, match="every weight is zero"):
+        check_weights_file(write(tmp_path / "w", v=np.zeros(2, np.float32), w=zeros), spec)
 
 
 def test_whole_numbers_may_have_any_bits(tmp_path: Path) -> None:

@@ -157,3 +157,28 @@ def test_a_wrong_field_is_named(change: dict[str, Any], reason: str) -> None:
 
 def test_it_is_plain_msgpack_to_others() -> None:
     assert msgpack.unpackb(canonical.encode(Inner(7))) == {"count": 7}
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """A value whose format has grown."""
+
+    old: int
+    new: bytes = canonical.optional(b"")
+    more: tuple[int, ...] = canonical.optional(())
+
+
+def test_an_optional_field_is_encoded_only_when_it_is_used() -> None:
+    assert canonical.encode(_Grown(1)) == canonical.pack({"old": 1})
+    for value in (_Grown(1), _Grown(1, b"x"), _Grown(1, b"x", (1, 2)), _Grown(1, more=(3,))):
+        assert canonical.decode(_Grown, canonical.encode(value), 100) == value
+
+
+@pytest.mark.parametrize(
+    "plain", [{"old": 1, "new": b""}, {"old": 1, "more": []}, {"new": b"x"}, {"old": 1, "x": 1}]
+)
+def test_a_default_that_is_encoded_is_refused_like_any_other_second_encoding(
+    plain: dict[str, object],
+) -> None:
+    with pytest.raises(RemoteProtocolError):
+        canonical.decode(_Grown, canonical.pack(plain), 100)

@@ -158,3 +158,34 @@ def test_the_longest_bitfield_can_be_sent() -> None:
 def test_we_cannot_send_a_block_that_is_too_long() -> None:
     with pytest.raises(LocalProtocolError):
         m.block_header(PieceIndex(0), 0, m.MAX_BLOCK_BYTES + 1)
+
+
+def received_in_place(data: bytes, step: int, decoder: m.FrameDecoder) -> list[m.Message]:
+    """All messages of `data`, received into the decoder's own buffers, at most `step` bytes at once."""
+    messages = []
+    view = memoryview(data)
+    while view:
+        room = decoder.buffer()
+        count = min(len(room), step, len(view))
+        room[:count] = view[:count]
+        decoder.filled(count)
+        view = view[count:]
+        while (message := decoder.next_message()) is not None:
+            messages.append(message)
+    return messages
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096, 1 << 20])
+def test_what_is_received_in_place_is_what_was_sent(step: int) -> None:
+    block = m.Block(PieceIndex(3), 16_384, bytes(range(256)) * 40)
+    stream = m.encode(m.Have(PieceIndex(1))) + m.encode_block(block) * 2 + m.encode(m.KeepAlive())
+    found = received_in_place(stream, step, m.FrameDecoder())
+    assert found == [m.Have(PieceIndex(1)), block, block, m.KeepAlive()]
+
+
+def test_nothing_is_set_aside_for_a_block_that_was_not_asked_for() -> None:
+    decoder = m.FrameDecoder(expects=lambda piece, offset, length: False)
+    decoder.feed(m.block_header(PieceIndex(0), 0, m.MAX_BLOCK_BYTES))
+    with pytest.raises(RemoteProtocolError, match="not asked for"):
+        decoder.next_message()
+    assert decoder._arriving is None

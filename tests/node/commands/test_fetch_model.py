@@ -18,9 +18,11 @@ from paris_p2p.ids import Role
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import role_scope
 
 EXPERT, ROUTER = Role("expert-0"), Role("router")
 MALLORY = Identity(b"m" * 32)
+ORGANISER = Identity(b"o" * 32)
 Fetch = Callable[..., list[dict[str, Any]]]
 
 
@@ -35,6 +37,7 @@ def fetch(world: Any, monkeypatch: pytest.MonkeyPatch) -> Fetch:
 
     monkeypatch.setattr(fetch_model, "open_network", open_network)
     monkeypatch.setattr(fetch_model, "STALL_S", 0.01)
+    monkeypatch.setattr(fetch_model, "UNCHECKED_STALL_S", 0.01)
     monkeypatch.setattr(clock, "unix", lambda: world.start_unix)  # each trio.run has a clock of its own
 
     def command(
@@ -112,6 +115,22 @@ def test_a_bad_checkpoint_gives_way_to_the_next(world: Any, fetch: Fetch, tmp_pa
     world.announces(MALLORY, lie, EXPERT)
     model = fetch(tmp_path / "model")[-1]
     assert model["roles"][EXPERT]["term"] == 1 and model["missing"] == []
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_crowd_of_fakes_does_not_hide_the_good_checkpoint(
+    world: Any, fetch: Fetch, tmp_path: Path, checked: bool
+) -> None:
+    made = trained(world, EXPERT, ROUTER)
+    if checked:
+        for role in made:
+            (record,) = world.live("announce", role_scope(world.signed.run_id, Role(role)))
+            world.attests(ORGANISER, role, record.payload.statement)
+    for number in range(6):
+        who = Identity(bytes([100 + number]) * 32)
+        world.announces(who, world.checkpoint(who, EXPERT, 100, term=9 << 32)[0], EXPERT)
+    model = fetch(tmp_path / "model")[-1]
+    assert model["roles"][EXPERT]["term"] == 1 and model["roles"][EXPERT]["checked"] is checked
 
 
 def test_a_model_that_is_there_is_replaced(world: Any, fetch: Fetch, tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Whole nodes among hostile strangers: no claim is lost, nothing false believed, the good model found."""
+
+from typing import Any
+
+import pytest
+import trio
+
+from paris_node.run_node import EXAMINE_STALL_S
+from paris_p2p import clock
+from paris_p2p.errors import RemoteProtocolError
+from paris_p2p.ids import Role
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import ClaimRecord, SignedRecord, record_key, role_scope, sign_record
+
+ROLE = Role("expert-0")
+MALLORY = Identity(b"m" * 32)
+CROWD = [Identity(bytes([100 + n]) * 32) for n in range(6)]
+
+
+async def run_for(seconds: float, *loops: Any) -> None:
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for loop in loops:
+                nursery.start_soon(loop)
+
+
+def finished_by(world: Any, name: str, **options: Any) -> tuple[bytes, Any]:
+    """A node that finished the role, announces it and has released its claim."""
+    network = world.network(name, seeds=True)
+    term = world.holds(network.identity, ROLE, state="released")
+    data, _ = world.checkpoint(network.identity, ROLE, 100, term=term, store=network.store, **options)
+    world.announces(network.identity, data, ROLE)
+    world.takes_part(network.identity)
+    return data, network
+
+
+def fakes(world: Any, *, served_by: Any = None) -> list[bytes]:
+    """A crowd that says that the role is finished, in terms above all others."""
+    made = []
+    for who in CROWD:
+        kept = None if served_by is None else served_by.store
+        wrong = (
+            {} if kept is None else {"weights": world.checkpoint(who, "router", 50, store=kept)[1].weights}
+        )
+        made.append(world.checkpoint(who, ROLE, 100, term=99 << 32, store=kept, **wrong)[0])
+        world.announces(who, made[-1], ROLE)
+        world.takes_part(who)
+    return made
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_crowd_of_fakes_does_not_hide_the_good_finish_from_the_mirror(
+    world: Any, autojump_clock: Any, served: bool
+) -> None:
+    good, network = finished_by(world, "alice")
+    lies = fakes(world, served_by=network if served else None)
+    node, _ = world.run_node(world.network("publisher", seeds=True), mirror=True)
+    await run_for(6 * EXAMINE_STALL_S, node.announce_loop, node.replicate_loop)
+    observation = await node.observe()
+    assert observation.newest[ROLE].data == good and observation.finished([ROLE])
+    assert good in node.ledger and not any(lie in node.ledger for lie in lies)
+
+
+async def test_what_a_node_found_bad_discredits_who_vouched_for_it(world: Any, autojump_clock: Any) -> None:
+    good, network = finished_by(world, "alice")
+    lies = fakes(world, served_by=network)
+    for who in CROWD:
+        world.attests(who, ROLE, *lies)
+    node, _ = world.run_node(world.network("bob", seeds=True))
+    before = await node.observe()
+    assert before.newest[ROLE].data in lies  # six keys vouch for each other, and nobody has looked
+    await node.announcer.flush()
+    for candidate in before.candidates[ROLE]:
+        if candidate.data in lies:
+            with pytest.raises(RemoteProtocolError):
+                await node.fetch_weights(candidate, measure=True)
+            break
+    after = await node.observe()
+    assert not any(one.credible for one in after.candidates[ROLE] if one.data in lies)
+    assert {who.node_id for who in CROWD} <= node.checker.known().liars
+    await run_for(10, node.announce_loop, node.replicate_loop)
+    assert (await node.observe()).newest[ROLE].data == good
+
+
+async def test_weights_that_measure_worse_than_stated_are_refused_and_said_to_be(
+    world: Any, autojump_clock: Any
+) -> None:
+    bad, _ = finished_by(world, "alice", loss=0.1)
+    world.measure = lambda _message: {"type": "measured", "loss": 0.9, "baseline": 1.2}
+    node, _ = world.run_node(world.network("publisher", seeds=True), mirror=True)
+    await run_for(20, node.announce_loop, node.replicate_loop)
+    assert bad not in node.ledger and ROLE not in (await node.observe()).newest
+    (said,) = world.live("attest", role_scope(world.signed.run_id, ROLE))
+    assert [check.good for check in said.payload.checks] == [False]
+
+
+async def test_a_good_finish_is_measured_and_attested_with_its_loss(world: Any, autojump_clock: Any) -> None:
+    finished_by(world, "alice", loss=0.5)
+    world.measure = lambda _message: {"type": "measured", "loss": 0.51, "baseline": 1.2}
+    node, _ = world.run_node(world.network("publisher", seeds=True), mirror=True)
+    await run_for(20, node.announce_loop, node.replicate_loop)
+    (said,) = world.live("attest", role_scope(world.signed.run_id, ROLE))
+    assert [(check.good, check.loss) for check in said.payload.checks] == [(True, 0.51)]
+    (asked,) = world.asked_to_measure
+    assert (asked["role"], [shard["cluster"] for shard in asked["shards"]]) == (ROLE, [0])
+
+
+def forged(world: Any, who: Identity, **changed: Any) -> SignedRecord:
+    scope = role_scope(world.signed.run_id, ROLE)
+    claim = ClaimRecord("hold", world.holds(MALLORY, "router"), clock.unix())
+    record = sign_record(MALLORY, claim, scope, clock.unix() + changed.pop("ttl_s", 20.0))
+    fields = {"key": record.key, "subkey": record.subkey, "value": record.value}
+    return SignedRecord(**(fields | {"expiration_unix": record.expiration_unix} | changed))
+
+
+async def test_no_hostile_record_costs_a_claim(world: Any, autojump_clock: Any) -> None:
+    alice = Identity(b"a" * 32)
+    term = world.holds(alice, ROLE)
+    key = record_key("claim", role_scope(world.signed.run_id, ROLE))
+    attempts: list[dict[str, Any]] = [
+        {"subkey": alice.node_id},  # forged
+        {"key": record_key("claim", role_scope(world.signed.run_id, Role("router")))},  # replayed elsewhere
+        {"subkey": b""},  # ownerless
+        {"subkey": b"plain"},
+        {"value": b"x" * 5000},  # oversized
+        {"ttl_s": 100 * 365 * 86_400.0},  # far future
+        {"key": key, "value": b"\xc0", "subkey": alice.node_id, "ttl_s": 19.0},  # wiping
+    ]
+    for attempt in attempts:
+        with pytest.raises(RemoteProtocolError):
+            world.store_record(forged(world, alice, **attempt))
+    node, _ = world.run_node(world.network("bob"))
+    claims = (await node.observe()).view.claims[ROLE]
+    assert [(claim.owner, claim.term) for claim in claims] == [(alice.node_id, term)]
+
+
+async def test_a_trainer_keeps_announcing_what_others_copy_until_it_is_safe(
+    world: Any, autojump_clock: Any
+) -> None:
+    network = world.network("alice", seeds=True)
+    node, _ = world.run_node(network)
+    world.takes_part(MALLORY)  # a member that copies nothing
+    node.progress.role = ROLE
+    node.progress.term = term = world.holds(network.identity, ROLE)
+    made = []
+    for step in (10, 20, 30, 40):
+        made.append(world.checkpoint(network.identity, ROLE, step, term=term, store=network.store))
+        await node.hold(*made[-1])
+    (shown,) = (await node.observe()).candidates[ROLE]
+    assert shown.data == made[0][0] and [s.step for _, s in node.ledger.held()] == [10, 40]
+    world.announces(MALLORY, made[0][0], ROLE)
+    await run_for(5, node.replicate_loop)
+    observation = await node.observe()
+    assert observation.safe[ROLE].step == 10 and made[0][0] in node.ledger
+    assert {one.statement.step for one in observation.candidates[ROLE]} == {10, 40}
+    last = world.checkpoint(network.identity, ROLE, 50, term=term, store=network.store)
+    await node.hold(*last)
+    assert sorted(s.step for _, s in node.ledger.held()) == [10, 40, 50]  # safe, announced, newest

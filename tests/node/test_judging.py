@@ -1,0 +1,149 @@
+"""Tests of `paris_node.judging`: what strangers can and cannot make a reader believe."""
+
+from typing import Any
+
+import pytest
+
+from paris_node.judging import MAX_PER_HOLDER, Known, candidates, contenders, jury
+from paris_node.snapshot import observe, take_snapshot
+from paris_p2p.core.accept import Standing
+from paris_p2p.ids import Role
+from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import role_scope
+
+ALICE, BOB, CAROL, MALLORY = (Identity(letter * 32) for letter in (b"a", b"b", b"c", b"m"))
+FRIEND = Identity(b"n" * 32)
+ORGANISER = Identity(b"o" * 32)
+ROLE = Role("expert-0")
+
+
+async def seen(world: Any, **known: Any) -> Any:
+    return await observe(world.network("viewer").dht, world.signed, known=Known(**known))
+
+
+def announced(world: Any, who: Identity, step: int, number: int = 1, **options: Any) -> bytes:
+    data, _ = world.checkpoint(who, ROLE, step, term=number << 32, **options)
+    world.announces(who, data, ROLE)
+    return data  # type: ignore[no-any-return]
+
+
+async def test_a_fake_finish_finishes_nothing(world: Any, autojump_clock: Any) -> None:
+    for who in (ALICE, BOB, MALLORY):
+        world.takes_part(who)
+    announced(world, MALLORY, 100, 9)
+    observation = await seen(world)
+    assert ROLE not in observation.newest and ROLE not in observation.view.statements
+    assert take_snapshot(observation, world.signed).roles[0].state == "unclaimed"
+    assert [one.standing for one in observation.candidates[ROLE]] == [Standing.UNCHECKED]
+
+
+async def test_a_fake_finish_by_the_claims_holder_finishes_nothing_either(
+    world: Any, autojump_clock: Any
+) -> None:
+    for who in (ALICE, BOB, MALLORY):
+        world.takes_part(who)
+    term = world.holds(MALLORY, ROLE)
+    world.announces(MALLORY, world.checkpoint(MALLORY, ROLE, 100, term=term)[0], ROLE)
+    observation = await seen(world)
+    assert not observation.finished([ROLE])
+    assert take_snapshot(observation, world.signed).roles[0].state == "claimed"
+
+
+async def test_fakes_do_not_crowd_out_what_was_checked(world: Any, autojump_clock: Any) -> None:
+    good = announced(world, ALICE, 50)
+    world.attests(ORGANISER, ROLE, good)
+    for number in range(20):
+        announced(world, Identity(bytes([100 + number]) * 32), 100, 9)
+    observation = await seen(world)
+    assert observation.candidates[ROLE][0].data == good == observation.newest[ROLE].data
+    assert len(contenders(observation.candidates[ROLE], observation.newest[ROLE])) == 16
+
+
+async def test_a_strangers_friends_vouch_in_vain_while_the_organiser_publishes(
+    world: Any, autojump_clock: Any
+) -> None:
+    for who in (ALICE, MALLORY, FRIEND, BOB):
+        world.takes_part(who)
+    world.takes_part(ORGANISER, "publishing")
+    fake = announced(world, MALLORY, 100, 9)
+    for who in (FRIEND, BOB):
+        world.attests(who, ROLE, fake)
+    assert ROLE not in (await seen(world)).newest
+
+
+async def test_a_node_believes_its_own_check_and_not_who_lied_before(world: Any, autojump_clock: Any) -> None:
+    for who in (ALICE, BOB, CAROL, MALLORY):
+        world.takes_part(who)
+    fake, good = announced(world, MALLORY, 100, 9), announced(world, ALICE, 100, 1)
+    for who in (BOB, CAROL):
+        world.attests(who, ROLE, fake)
+    assert (await seen(world)).newest[ROLE].data == fake
+    again = await seen(world, rejected={fake}, liars=frozenset({BOB.node_id, MALLORY.node_id}))
+    assert [one.data for one in again.candidates[ROLE]] == [good] and ROLE not in again.newest
+
+
+async def test_attestations_count_only_from_members(world: Any, autojump_clock: Any) -> None:
+    data = announced(world, ALICE, 100)
+    for who in (ALICE, BOB):
+        world.takes_part(who)
+    world.attests(MALLORY, ROLE, data)
+    assert ROLE not in (await seen(world)).newest
+    world.attests(BOB, ROLE, data)
+    assert (await seen(world)).finished([ROLE])
+
+
+async def test_one_key_fills_a_role_with_few_checkpoints(world: Any, autojump_clock: Any) -> None:
+    for number in range(10):
+        data, _ = world.checkpoint(MALLORY, ROLE, number + 1)
+        world.announces(Identity(bytes([100 + number]) * 32), data, ROLE)
+    found = (await seen(world)).candidates[ROLE]
+    assert [one.statement.step for one in found] == [10, 9, 8] and len(found) == MAX_PER_HOLDER
+
+
+def test_only_so_many_records_a_key_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paris_node.judging.MAX_RECORDS_PER_KEY", 3)
+    for number in range(9):
+        announced(world, Identity(bytes([number]) * 32), number + 1)
+    records = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    judges = jury(world.signed, {}, Known())
+    assert len(records) == 9 and len(candidates(world.signed, ROLE, records, {}, judges)) == 3
+
+
+async def test_a_zombies_late_output_stays_a_candidate_and_overwrites_nothing(
+    world: Any, autojump_clock: Any
+) -> None:
+    late = announced(world, ALICE, 90, 1)
+    newer = announced(world, BOB, 50, 2)
+    world.attests(ORGANISER, ROLE, late, newer)
+    observation = await seen(world)
+    assert observation.newest[ROLE].data == newer
+    assert {one.data for one in observation.candidates[ROLE]} == {late, newer}
+
+
+async def test_in_a_restricted_run_only_the_admitted_speak(world: Any, autojump_clock: Any) -> None:
+    world.signed = world.make_run("closed", restricted=True, claimants=(ALICE.node_id,))
+    for who in (ALICE, BOB, CAROL, MALLORY):
+        world.takes_part(who)
+    world.holds(MALLORY, ROLE)
+    world.announces(MALLORY, world.checkpoint(MALLORY, ROLE, 100)[0], ROLE)
+    good = announced(world, ALICE, 100)
+    for who in (BOB, CAROL):
+        world.attests(who, ROLE, good)
+    observation = await seen(world)
+    assert observation.view.claims[ROLE] == []
+    assert [one.data for one in observation.candidates[ROLE]] == [good] and ROLE not in observation.newest
+    world.attests(ORGANISER, ROLE, good)
+    assert (await seen(world)).finished([ROLE])
+
+
+async def test_a_checkpoint_made_with_a_pass_outlives_the_pass_and_its_maker(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.signed = world.make_run("closed", restricted=True)
+    access = world.gives_pass(BOB, 60)
+    data, _ = world.checkpoint(BOB, ROLE, 50, created_unix=world.start_unix)
+    late, _ = world.checkpoint(BOB, ROLE, 75, created_unix=world.start_unix + 61)
+    world.announces(ALICE, data, ROLE, access)
+    world.announces(MALLORY, late, ROLE, access)
+    (found,) = (await seen(world)).candidates[ROLE]
+    assert (found.data, found.access, found.providers) == (data, access, {ALICE.node_id})
