@@ -21,7 +21,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from paris_p2p.core.assignment import SeenClaim, View, rendezvous
-from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
+from paris_p2p.core.lease import LeaseMachine
+from paris_p2p.core.lease_actions import Action, Now, Start, Stop, WriteClaim
 from paris_p2p.ids import ROUTER, NodeId, Role, Term, expert_role
 from paris_p2p.wire.manifest import LeaseTimes
 

@@ -25,7 +25,8 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import MAX_ADDRESS_CHARS, ProvideRecord
 
-DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0/tls", "/ip4/0.0.0.0/tcp/0")
+TLS = "/tls"
 PEER_ID_CHARS = 52
 """Of an Ed25519 key, in base58."""
 
@@ -78,8 +79,18 @@ def dht_listen(listen: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_listen(listen: Sequence[str]) -> tuple[str, ...]:
-    """The listen multiaddrs, checked for their form."""
-    return tuple(check_listen_form(address) for address in listen)
+    """The listen multiaddrs, checked for their form. Those with `/tls` are for the fast path."""
+    for address in listen:
+        check_listen_form(address.removesuffix(TLS))
+    return tuple(listen)
+
+
+def swarm_listen(listen: Sequence[str], announce: Sequence[str]) -> tuple[str, ...]:
+    """Where the swarm listens: also by TLS when only libp2p is asked for, on the same interfaces, any port.
+    Not with `announce`: nobody would be told of that port."""
+    if announce or any(address.endswith(TLS) for address in listen):
+        return tuple(listen)
+    return tuple(f"{address}{TLS}" for address in dht_listen(listen)) + tuple(listen)
 
 
 def check_announce(announce: Sequence[str]) -> tuple[str, ...]:
@@ -105,7 +116,7 @@ async def open_network(
 
     What goes wrong with the DHT becomes `network` events of `output`.
     """
-    listen = check_listen(request.listen or [DEFAULT_LISTEN])
+    listen = check_listen(request.listen or DEFAULT_LISTEN)
     announce = check_announce(request.announce or ())
     config = DhtConfig(
         listen=dht_listen(listen),
@@ -123,7 +134,7 @@ async def open_network(
         swarm_opened = open_swarm(
             own,
             store,
-            listen=listen,
+            listen=swarm_listen(listen, announce),
             announce=announce,
             find_peers=_peer_finder(dht, own),
             rng=random.Random(own.node_id),

@@ -112,6 +112,7 @@ class RunNode:
         self._copying: dict[bytes, Role] = {}  # by signed statement, as the next two
         self._examining: set[bytes] = set()
         self._tried: dict[bytes, _Tried] = {}
+        self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
@@ -386,10 +387,21 @@ class RunNode:
         lineage = (statement.holder, statement.term)
         return earlier is not None and (earlier.holder, earlier.term) == lineage
 
+    def keep_private(self, role: Role) -> None:
+        """Say nothing of what is held of `role` from now on; what was said stays."""
+        self._private.add(role)
+
+    def make_public(self, role: Role) -> None:
+        """Say again what is held of `role`."""
+        if role in self._private:
+            self._private.remove(role)
+            self.announce_newest(role)
+            self._attest(role)
+
     def announce_newest(self, role: Role) -> None:
         """Say which checkpoint of `role` this node holds: the newest, from the next flush on."""
         newest = self.ledger.newest(role)
-        if newest is None:
+        if newest is None or role in self._private:
             return
         data, statement = newest
         mine = statement.holder == self.network.identity.node_id
@@ -402,7 +414,7 @@ class RunNode:
 
     def _attest(self, role: Role) -> None:
         record = self.checker.attestation(role, self.access)
-        if record.checks:
+        if record.checks and role not in self._private:
             self.announcer.say(record, role_scope(self.signed.run_id, role), PROVIDE_TTL_S)
 
     async def _flush(self) -> None:

@@ -17,7 +17,8 @@ from paris_node.run_node import NO_ROLE, RunNode
 from paris_node.snapshot import Observation
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
-from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
+from paris_p2p.core.lease import LeaseMachine
+from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.errors import ConfigError, StoreError, TransportError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.records import role_scope, sign_record
@@ -188,6 +189,10 @@ class Volunteer:
         self._machine.stored(write, ok, clock.monotonic() - started, now())
 
     def _start(self, start: Start, nursery: trio.Nursery) -> None:
+        """Train `start`. A trainer that ran on without a lease ends with a checkpoint first: `_training`."""
+        if self._job is not None:
+            self._node.make_public(start.role)
+            self._job.stop()
         term = term_number(start.term)
         self._node.output.event("claimed", f"{start.role} is ours (term {term})", role=start.role, term=term)
         progress = self._node.progress
@@ -199,11 +204,22 @@ class Volunteer:
         nursery.start_soon(self._work, self._job, self._job_scope, start)
 
     def _stop(self, stop: Stop) -> None:
+        """The lease of a role is over; what becomes of its trainer is the machine's decision."""
+        if stop.trainer is Trainer.RUN_ON:
+            log.warning("%s is trained on without a lease: %s", stop.role, stop.reason)
+            text = f"{stop.role} is trained on, nothing is announced: {stop.reason}"
+            self._node.output.event("adrift", text, role=stop.role, reason=stop.reason)
+            self._node.keep_private(stop.role)
+            return
         log.warning("%s is given up: %s", stop.role, stop.reason)
         self._node.output.event(
             "stopped", f"{stop.role} is given up: {stop.reason}", role=stop.role, reason=stop.reason
         )
-        self._job_scope.cancel()
+        if stop.trainer is Trainer.WIND_UP and self._job is not None:
+            self._node.make_public(stop.role)  # a candidate among others: it has the old term
+            self._job.stop()
+        else:
+            self._job_scope.cancel()
 
     async def _work(self, job: TrainingJob, scope: trio.CancelScope, start: Start) -> None:
         outcome = Outcome("lost")
@@ -211,14 +227,27 @@ class Volunteer:
             async with self._training:
                 outcome = await job.run()
         if self._job is not job:
-            return  # it took so long to end that the next one has begun
+            return  # the next one has begun, of this role or another
         self._job = None
+        self._node.make_public(start.role)
         progress = self._node.progress
         progress.activity, progress.role, progress.term = "seeding", NO_ROLE, Term(0)
         progress.images_per_s = 0.0
         if self._machine.holding == start:
             self._conclude(start, outcome)
+        elif self._machine.role == start.role:
+            self._conclude_adrift(start, outcome)
         self._wake.set()
+
+    def _conclude_adrift(self, start: Start, outcome: Outcome) -> None:
+        """The trainer ended of itself while the network was away."""
+        if outcome.kind == "finished":
+            term = term_number(start.term)
+            text = f"{start.role} is finished; it is announced when the network is back"
+            self._node.output.event("finished", text, role=start.role, term=term)
+        elif outcome.kind != "stopped":
+            log.error("%s: %s", start.role, outcome.reason)
+        self._machine.ended_adrift(now(), failed=outcome.kind != "finished")
 
     def _conclude(self, start: Start, outcome: Outcome) -> None:
         if outcome.kind == "finished":

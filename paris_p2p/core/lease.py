@@ -31,6 +31,11 @@ acts under that claim, everybody else keeps away from it, and the new term separ
 outputs. Should the key be in use twice all the same, a process that sees a claim under its name that it
 did not write stops. Only a process that has not bid yet takes a claim back, so two do not hunt each other.
 
+Cut off. A lease in doubt is over, the work is not: while the network is away the machine is ADRIFT, the
+trainer goes on, and nobody is told anything. When a view comes the role is bid for again, with the trainer
+still running: only a HOLD that shows proves that the network is back. Whoever else got the role meanwhile
+keeps it; then, and after `MAX_ADRIFT_S`, the trainer ends with a checkpoint that is one candidate of many.
+
 Two clocks. Records carry wall time, timers run on monotonic time, and a lease counts as good only while
 both say so: a wall clock set back is caught by the monotonic one, a suspended machine (whose monotonic
 clock stood still) by the wall clock.
@@ -51,6 +56,7 @@ from paris_p2p.core.assignment import (
     role_states,
 )
 from paris_p2p.core.claim_memory import ClaimMemory
+from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.core.lease_table import Event, State, transition
 from paris_p2p.core.tombstones import Tombstones
 from paris_p2p.errors import LocalProtocolError
@@ -64,44 +70,9 @@ CHECK_CLOCKS_S = 1.0  # how long a trainer may run on after its machine slept
 MAX_TRIES = 4  # writes of a BID or a HOLD before giving up on it
 MAX_BACKOFF_DOUBLINGS = 3
 MAX_FAILURE_BACKOFF_S = 3600.0
+MAX_ADRIFT_S = 6 * 3600.0  # a trainer works on for itself at most this long
 LOOK_PATIENCE_S = 1.0  # a look at several roles goes on without those that take longer to read
 MAX_CANDIDATES = 2  # roles of a second look
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """One moment on both clocks: `monotonic` seconds for timers, `unix` seconds for records."""
-
-    monotonic: float
-    unix: float
-
-
-@dataclass(frozen=True, slots=True)
-class WriteClaim:
-    """Store `claim` on `role` until `expiration_unix`, then call `LeaseMachine.stored` with this value."""
-
-    role: Role
-    claim: ClaimRecord
-    expiration_unix: float
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The role is ours: train it, and key every output by `term`."""
-
-    role: Role
-    term: Term
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The role is no longer ours, or may not be: stop training and announcing it at once."""
-
-    role: Role
-    reason: str
-
-
-Action = WriteClaim | Start | Stop
 
 
 @dataclass(slots=True)
@@ -152,6 +123,7 @@ class LeaseMachine:
         self._failures: dict[Role, int] = {}
         self._avoid: dict[Role, float] = {}  # monotonic time until which a role is left alone
         self._store_s = 0.0
+        self._adrift_since: float | None = None  # monotonic: since when a trainer runs without a lease
         self._memory = ClaimMemory(node_id, {*roles, *self._roles}, times.ttl_s, max_roles_per_node)
 
     @property
@@ -250,6 +222,15 @@ class LeaseMachine:
         self._avoid[role] = now.monotonic + pause
         self._end(Event.FAILED, now.monotonic + self._jitter(self._times.settle_s))
 
+    def ended_adrift(self, now: Now, *, failed: bool) -> None:
+        """The trainer that ran on without a lease has ended of itself, its work done or `failed`. Nothing
+        happens without one; a claim for it that is under way goes on."""
+        if self._state is State.ADRIFT and self._lease is not None:
+            pause = self._times.ttl_s if failed else math.inf
+            self._avoid[self._lease.role] = now.monotonic + pause
+            self._end(Event.FAILED if failed else Event.FINISHED, now.monotonic)
+        self._adrift_since = None
+
     def released(self) -> None:
         """The node leaves; the trainer has already stopped. `step(None, now)` then yields the tombstone
         until it is accepted (`next_wakeup` is infinite when nothing is left to write)."""
@@ -269,6 +250,8 @@ class LeaseMachine:
             return []
         if self._state is State.HOLDING:
             return self._keep(self._lease, view, now)
+        if self._state is State.ADRIFT:
+            return self._return(self._lease, view, now) if now.monotonic >= self._timer else []
         if now.monotonic >= self._timer:
             return self._settle(self._lease, view, now)
         return []
@@ -333,7 +316,7 @@ class LeaseMachine:
         lease.tries, lease.stored = 0, False
         if self._state is State.CONFIRMING:
             return self._write(lease, now)
-        self._losses = 0
+        self._losses, self._adrift_since = 0, None
         self._plan_renewal(lease)
         return [Start(lease.role, lease.term)]
 
@@ -343,6 +326,19 @@ class LeaseMachine:
         if lost is not None:
             return self._give_up(Event.LOST, lost, now)
         return self._write(lease, now) if now.monotonic >= self._timer else []
+
+    def _return(self, lease: _Lease, view: View, now: Now) -> list[Action]:
+        """ADRIFT, with a view again: give up a role that somebody else got, bid for it if it is free."""
+        lost = self._why_lost(lease, view, now)
+        rival = best_claim(lease.role, self._memory.view(now.unix, own=False))
+        if lost is None and rival is not None and rival.state == "hold":
+            lost = "another node has taken it over"
+        if lost is not None:
+            return self._give_up(Event.LOST, lost, now)
+        if rival is None and lease.role in view.claims:
+            return self._bid(lease.role, now)
+        self._timer = now.monotonic + BLIND_PAUSE_S  # a rival's bid becomes a hold, or lapses
+        return []
 
     def _why_lost(self, lease: _Lease, view: View, now: Now) -> str | None:
         """The reason to give the claim up, if what is known at `now` has one."""
@@ -364,7 +360,7 @@ class LeaseMachine:
 
     def _fenced_by(self, term: Term, lease: _Lease) -> bool:
         """Whether outputs under `lease` could collide with those another holder made in `term`."""
-        fresh = self._state is not State.HOLDING
+        fresh = self._state in (State.BIDDING, State.CONFIRMING)
         return term >= lease.term if fresh else term > lease.term
 
     def _not_mine(self, claim: SeenClaim, lease: _Lease) -> bool:
@@ -388,7 +384,10 @@ class LeaseMachine:
     def _check_doubt(self, now: Now) -> list[Action]:
         if self._lease is None:
             return []
-        if self._last is not None:
+        if self._adrift_since is not None and now.monotonic - self._adrift_since > MAX_ADRIFT_S:
+            reason = f"the network was away for {MAX_ADRIFT_S / 3600:.0f} hours"
+            return self._give_up(Event.LOST, reason, now)
+        if self._last is not None and self._state is not State.ADRIFT:
             wall, steady = now.unix - self._last.unix, now.monotonic - self._last.monotonic
             if abs(wall - steady) > self._margin_s:
                 return self._give_up(
@@ -401,10 +400,25 @@ class LeaseMachine:
         return []
 
     def _give_up(self, event: Event, reason: str, now: Now) -> list[Action]:
-        held = self.holding
+        held, adrift = self.holding, self._adrift_since is not None
+        if event is Event.DOUBT and self._lease is not None and (held is not None or adrift):
+            return self._cut_off(self._lease, reason, now)
+        role, self._adrift_since = self.role, None
         self._losses += 1
         self._end(event, now.monotonic + self._backoff())
-        return [] if held is None else [Stop(held.role, reason)]
+        if role is None or (held is None and not adrift):
+            return []
+        return [Stop(role, reason, Trainer.WIND_UP if adrift else Trainer.END)]
+
+    def _cut_off(self, lease: _Lease, reason: str, now: Now) -> list[Action]:
+        """The lease is over, or the bid for another came to nothing; the trainer goes on."""
+        self._state = transition(self._state, Event.CUT_OFF)
+        lease.writing = None
+        if self._adrift_since is not None:
+            self._timer = now.monotonic + self._backoff()
+            return []
+        self._adrift_since = self._timer = now.monotonic
+        return [Stop(lease.role, reason, Trainer.RUN_ON)]
 
     def _end(self, event: Event, timer: float) -> None:
         self._state = transition(self._state, event)

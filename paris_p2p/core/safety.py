@@ -84,8 +84,8 @@ def copy_now(
 def check_now(
     node: NodeId, role: Role, members: Collection[NodeId], trainer: NodeId, waited_s: float
 ) -> bool:
-    """Whether an idle `node` should look itself at a checkpoint that nobody whose word counts has checked: the
-    first few in the role's order at once, the others when those did not for a while."""
+    """Whether an idle `node` should look itself at a checkpoint that nobody whose word counts has checked:
+    the first few in the role's order at once, the others when those did not for a while."""
     order = sorted((frozenset(members) | {node}) - {trainer}, key=lambda member: rendezvous(role, member))
     return node in order[:FIRST_CHECKERS] or waited_s >= volunteer_after_s(role, node)
 

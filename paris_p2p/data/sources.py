@@ -17,6 +17,8 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,13 +53,19 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source of samples. `fingerprint` changes when its files do; `samples()` walks it anew, in a fixed
-    order, with constant memory; `captions_from` tells the user where a caption is looked for."""
+    """A source of samples. `fingerprint` changes when its files do; `listing` only when their names or sizes
+    do, wherever they lie; `captions_from` tells the user where a caption is looked for. Each of `units` walks a
+    piece of it anew (a packed file, or all of a folder), in a fixed order, with constant memory."""
 
     kind: str
     fingerprint: str
+    listing: str
     captions_from: str
-    samples: Callable[[], Iterator[Sample | Skipped]]
+    units: tuple[Callable[[], Iterator[Sample | Skipped]], ...]
+
+    def samples(self) -> Iterator[Sample | Skipped]:
+        """All of it, unit by unit."""
+        return chain.from_iterable(unit() for unit in self.units)
 
 
 def open_source(text: str) -> Source:
@@ -66,7 +74,7 @@ def open_source(text: str) -> Source:
     Raises `ConfigError` saying what was looked for.
     """
     if text == "digits":
-        return Source("digits", "digits", "the digit's name", _digits)
+        return Source("digits", "digits", "digits", "the digit's name", (_digits,))
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -94,11 +102,12 @@ def _folder(folder: Path) -> Source:
         )
     metadata = [file for file in files if file.name in METADATA_NAMES]
     sidecars = [image.with_suffix(".txt") for image in images]
-    fingerprint = _fingerprint([*images, *metadata, *(file for file in sidecars if file.is_file())])
+    read = [*images, *metadata, *(file for file in sidecars if file.is_file())]
     captions_from = (
         f"a row of {METADATA_NAMES[0]} (file_name, text), or a .txt file of the same name beside it"
     )
-    return Source("folder", fingerprint, captions_from, lambda: _folder_samples(folder, images, metadata))
+    walk = partial(_folder_samples, folder, images, metadata)
+    return Source("folder", _fingerprint(read), _listing(folder, read), captions_from, (walk,))
 
 
 def _files(paths: list[Path]) -> Source:
@@ -109,11 +118,14 @@ def _files(paths: list[Path]) -> Source:
     parquet = [path for path in paths if path.suffix == ".parquet"]
     if parquet and len(parquet) < len(paths):
         raise ConfigError(f"{paths[0].parent} mixes .parquet files and tars: name the ones to use")
+    stamps = _fingerprint(paths), _listing(paths[0].parent, paths)
     if parquet:
         where = f"a column {' / '.join(CAPTION_KEYS)}"
-        return Source("parquet", _fingerprint(paths), where, lambda: _parquet_samples(paths))
+        prefixes = [f"{path.name} " if len(paths) > 1 else "" for path in paths]
+        walks = [partial(_parquet_samples, path, prefix) for path, prefix in zip(paths, prefixes, strict=True)]
+        return Source("parquet", *stamps, where, tuple(walks))
     where = f"a member of the same key ending in .txt, or .json with {' / '.join(CAPTION_KEYS)}"
-    return Source("webdataset", _fingerprint(paths), where, lambda: _tar_samples(paths))
+    return Source("webdataset", *stamps, where, tuple(partial(_tar_samples, path) for path in paths))
 
 
 def _is_packed(path: Path) -> bool:
@@ -129,6 +141,13 @@ def _fingerprint(paths: Iterable[Path]) -> str:
     for path in paths:
         status = path.stat()
         digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _listing(folder: Path, paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
     return digest.hexdigest()
 
 
@@ -186,7 +205,7 @@ def _sidecar(image: Path) -> str | None:
 def _metadata_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metadata file; an unreadable line yields an empty row."""
     if path.suffix == ".parquet":
-        yield from _parquet_rows([path])
+        yield from _parquet_rows(path)
         return
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         if path.suffix == ".csv":
@@ -205,7 +224,7 @@ def _json_object(text: str | bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _parquet_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows, streamed by `datasets`; image columns undecoded. Raises `ConfigError`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: nothing here is on a hub
     import datasets
@@ -215,7 +234,7 @@ def _parquet_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
         try:
             rows = datasets.load_dataset(
                 "parquet",
-                data_files={"train": [str(path) for path in paths]},
+                data_files={"train": [str(path)]},
                 split="train",
                 streaming=True,
                 cache_dir=cache,
@@ -225,41 +244,39 @@ def _parquet_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
                     rows = rows.cast_column(name, datasets.Image(decode=False))
             yield from rows
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ConfigError(f"{paths[0]} cannot be read as parquet: {error}") from None
+            raise ConfigError(f"{path} cannot be read as parquet: {error}") from None
 
 
-def _parquet_samples(paths: list[Path]) -> Iterator[Sample | Skipped]:
-    for number, row in enumerate(_parquet_rows(paths)):
+def _parquet_samples(path: Path, prefix: str) -> Iterator[Sample | Skipped]:
+    """Rows in order; `prefix` tells the files of a source apart."""
+    for number, row in enumerate(_parquet_rows(path)):
         key = next((key for key in IMAGE_KEYS if key in row), None)
         if key is None:
             raise ConfigError(
-                f"{paths[0]} has no image column: looked for {', '.join(IMAGE_KEYS)}, found {', '.join(row)}"
+                f"{path} has no image column: looked for {', '.join(IMAGE_KEYS)}, found {', '.join(row)}"
             )
         value = row[key]
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
-            yield Sample(f"row {number}", data, _caption_in(row))
+            yield Sample(f"{prefix}row {number}", data, _caption_in(row))
         else:
-            yield Skipped(f"row {number}", f"column {key} holds no image bytes")
+            yield Skipped(f"{prefix}row {number}", f"column {key} holds no image bytes")
 
 
-def _tar_samples(paths: list[Path]) -> Iterator[Sample | Skipped]:
+def _tar_samples(path: Path) -> Iterator[Sample | Skipped]:
     """Webdataset: members that share a name up to the first dot are one sample."""
-    for path in paths:
-        key, parts = "", dict[str, bytes]()
-        for name, data in _tar_members(path):
-            if data is None:
-                yield Skipped(
-                    f"{path.name}:{name}", "the archive is damaged from here, or the member too large"
-                )
-                continue
-            folder, _, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if f"{folder}/{stem}" != key:
-                yield from _tar_sample(path, key, parts)
-                key, parts = f"{folder}/{stem}", {}
-            parts[extension.lower()] = data
-        yield from _tar_sample(path, key, parts)
+    key, parts = "", dict[str, bytes]()
+    for name, data in _tar_members(path):
+        if data is None:
+            yield Skipped(f"{path.name}:{name}", "the archive is damaged from here, or the member too large")
+            continue
+        folder, _, base = name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        if f"{folder}/{stem}" != key:
+            yield from _tar_sample(path, key, parts)
+            key, parts = f"{folder}/{stem}", {}
+        parts[extension.lower()] = data
+    yield from _tar_sample(path, key, parts)
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, bytes | None]]:

@@ -5,8 +5,8 @@ follows from it (`core.accept.loss_refusal`). Reads local files only; the weight
 `store.weights`, and are loaded by safetensors all the same.
 
 Messages down: {"type": "measure", "manifest", "role", "variant", "weights": folder, "shards": [{"cluster",
-"heldout": folder}]}. Up, one each: {"type": "measured", "loss", "baseline"} (`baseline`: the loss of a network
-that says nothing, zero everywhere) or {"type": "error", "message"}. Ends with its parent.
+"heldout": folder}]}. Up, one each: {"type": "measured", "loss", "baseline"} (`baseline`: the loss of a
+network that says nothing, zero everywhere) or {"type": "error", "message"}. Ends with its parent.
 """
 
 import math

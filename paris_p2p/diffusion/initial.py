@@ -69,7 +69,7 @@ def _found(source: Path) -> dict[str, Tensor]:
     """The tensors in `source` under PixArt and published names."""
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     try:
-        tensors = load_file(weights_file(folder))
+        tensors: dict[str, Tensor] = load_file(weights_file(folder))
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder} cannot be read: {error}") from None
     for name in [name for name in tensors if name.startswith(_DIT_TIME)]:

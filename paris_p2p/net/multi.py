@@ -7,28 +7,46 @@ Does not own: either kind of connection (`net.tls`, `net.host`).
 
 import importlib
 import logging
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from paris_p2p.core.relay import RelayBudget
 from paris_p2p.errors import ConfigError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint, chosen, dialable, is_tls, listen_endpoint, parse_endpoint
-from paris_p2p.net.tls import TlsHost, TlsStream, can_connect, open_tls_host
+from paris_p2p.net.circuits import Circuits
+from paris_p2p.net.raw import within
+from paris_p2p.net.reachability import FindHelpers, Reachability
+from paris_p2p.net.relay import RelayService
+from paris_p2p.net.tls import CONNECT_S, HANDSHAKE_S, TlsHost, TlsStream, can_connect, open_tls_host
 from paris_p2p.net.transport import ByteStream, Peer, StreamHandler, unwrapped
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, peer_id_text
+from paris_p2p.wire.reach import circuit_relay, is_circuit
 
 if TYPE_CHECKING:
     from paris_p2p.net.host import Libp2pHost
 
 _log = logging.getLogger(__name__)
 
+DIRECT_FIRST_S = 1.5  # a peer that names a relay can rarely be dialled: it is on our local network, or not
 DISTRUST_S = 30.0  # an address that failed is tried after all others for so long
 MAX_DISTRUSTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ReachOptions:
+    """How a node helps others to be reached, and gets help. `find_helpers` None: it looks for none itself;
+    `relay`: what it relays for others, None for nothing (it dials back all the same)."""
+
+    find_helpers: FindHelpers | None
+    relay: RelayBudget | None
 
 
 class MultiNetwork:
@@ -42,6 +60,9 @@ class MultiNetwork:
         self._peer_id = peer_id_text(identity.node_id)
         self._announce = [_announced(text, self._peer_id) for text in announce]
         self._nursery = nursery
+        self._circuits = Circuits(identity, tls, nursery)
+        rng = random.Random(identity.sign(b"paris-p2p/reachability"))  # nobody else can foretell it
+        self.reachability = Reachability(tls, self._circuits, self._peer_id, rng)
         self._libp2p: Libp2pHost | None = None
         self._loading = trio.Lock()
         self._stopping = trio.Event()
@@ -62,7 +83,16 @@ class MultiNetwork:
             every = [endpoint.text(self._peer_id) for endpoint in dialable(self._tls.endpoints)]
             every += () if self._libp2p is None else self._libp2p.addresses
         direct = [text for text in every if is_tls(text)]
-        return chosen(direct, [text for text in every if not is_tls(text)], MAX_ADDRESSES)
+        own = chosen(direct, [text for text in every if not is_tls(text)], MAX_ADDRESSES)
+        return (self.reachability.addresses + own)[:MAX_ADDRESSES]
+
+    def help_others(self, budget: RelayBudget | None) -> None:
+        """Serve nodes that cannot be dialled, from now on."""
+        service = RelayService(self.node_id, self._dial_back, budget)
+        self._tls.divert = service.serve
+
+    async def _dial_back(self, node_id: NodeId, endpoint: Endpoint) -> None:
+        await (await self._tls.dial(node_id, endpoint)).aclose()
 
     def serve(self, handler: StreamHandler) -> None:
         self._handler = handler
@@ -73,22 +103,40 @@ class MultiNetwork:
     # -- dialling --------------------------------------------------------------------------------
 
     async def dial(self, peer: Peer) -> ByteStream:
-        """TLS first, libp2p next, what failed lately last."""
+        """TLS first, relays next, then libp2p, what failed lately last."""
         addresses = peer.addresses[:MAX_ADDRESSES]
         now = trio.current_time()
         direct = [text for text in addresses if is_tls(text)]
+        circuits = [text for text in addresses if is_circuit(text)]
         doubtful = [text for text in direct if now - self._distrusted.get(text, -DISTRUST_S) < DISTRUST_S]
         reasons = ["it has no addresses"] if not addresses else []
         stream: ByteStream | None = None
-        stream = await self._try_tls(peer.node_id, [t for t in direct if t not in doubtful], reasons)
+        trusted = [text for text in direct if text not in doubtful]
+        stream = await self._try_tls(peer.node_id, trusted, reasons, patient=not circuits)
         if stream is None:
-            others = tuple(text for text in addresses if text not in direct)
+            stream = await self._try_circuits(peer.node_id, circuits, reasons)
+        if stream is None:
+            others = tuple(text for text in addresses if text not in direct and text not in circuits)
             stream = await self._try_libp2p(Peer(peer.node_id, others), reasons)
         if stream is None:
             stream = await self._try_tls(peer.node_id, doubtful, reasons)
         if stream is None:
             raise TransportError(f"cannot reach {peer_id_text(peer.node_id)}: {'; '.join(reasons)}")
         return stream
+
+    async def _try_circuits(
+        self, node_id: NodeId, texts: Sequence[str], reasons: list[str]
+    ) -> TlsStream | None:
+        for text in texts:
+            relay = parse_endpoint(circuit_relay(text))
+            if relay is None:
+                reasons.append(f"{text}: no address of a relay")
+                continue
+            try:
+                return await self._circuits.dial(node_id, relay)
+            except TransportError as error:
+                reasons.append(f"{text}: {error}")
+        return None
 
     async def dial_direct(self, peer: Peer) -> ByteStream:
         reasons: list[str] = []
@@ -98,12 +146,16 @@ class MultiNetwork:
             raise TransportError("; ".join(reasons) or "it has no TLS address")
         return stream
 
-    async def _try_tls(self, node_id: NodeId, texts: Sequence[str], reasons: list[str]) -> TlsStream | None:
+    async def _try_tls(
+        self, node_id: NodeId, texts: Sequence[str], reasons: list[str], *, patient: bool = True
+    ) -> TlsStream | None:
+        limit_s = CONNECT_S + HANDSHAKE_S if patient else DIRECT_FIRST_S
         for text in texts:
             endpoint = parse_endpoint(text)
             assert endpoint is not None
             try:
-                stream = await self._tls.dial(node_id, endpoint)
+                with within(limit_s, "connecting"):
+                    stream = await self._tls.dial(node_id, endpoint)
             except TransportError as error:
                 self._distrust(text)
                 reasons.append(f"{text}: {error}")
@@ -184,7 +236,10 @@ def _announced(text: str, peer_id: str) -> str:
 
 @asynccontextmanager
 async def open_network(
-    identity: Identity, listen: Sequence[str], announce: Sequence[str] = ()
+    identity: Identity,
+    listen: Sequence[str],
+    announce: Sequence[str] = (),
+    reach: ReachOptions | None = None,
 ) -> AsyncIterator[MultiNetwork]:
     """A listening network. `listen`: multiaddrs such as `/ip4/0.0.0.0/tcp/0/tls` (direct TLS) and
     `/ip4/0.0.0.0/tcp/0` (libp2p); `announce`: what to tell others instead. Raises `ConfigError` for
@@ -198,6 +253,11 @@ async def open_network(
             try:
                 if over_libp2p:
                     await network.load_libp2p(over_libp2p)
+                if reach is not None:
+                    network.help_others(reach.relay)
+                if reach is not None and reach.find_helpers is not None:
+                    nursery.start_soon(network.reachability.run, reach.find_helpers)
                 yield network
             finally:
                 network.stop()
+                nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from paris_p2p.ids import NodeId
 from paris_p2p.net.transport import Peer
+from paris_p2p.wire.addresses import MAX_ADDRESSES
 
 MAX_SOURCES = 500
 FIRST_BACKOFF_S = 2.0
@@ -34,7 +35,8 @@ class Sources:
         return len(self._sources)
 
     def add(self, peers: Iterable[Peer], *, exchanged: bool = False) -> bool:
-        """Learns peers and newer addresses; True when one was new. Without addresses none is learned.
+        """Learns peers and newer addresses, which come before the known ones: what a peer says of itself
+        may be less than where it was found. True when a peer was new. Without addresses none is learned.
 
         `exchanged`: named by another peer, who may lie. That never changes what is known of a peer, and
         makes way for peers from elsewhere when too many are known.
@@ -46,7 +48,7 @@ class Sources:
             known = self._sources.get(peer.node_id)
             if known is not None:
                 if not exchanged:
-                    known.peer, known.hearsay = peer, False
+                    known.peer, known.hearsay = _merged(peer, known.peer), False
             elif len(self._sources) < MAX_SOURCES or self._make_room(exchanged):
                 self._sources[peer.node_id] = _Source(peer, exchanged)
                 fresh = True
@@ -91,3 +93,8 @@ class Sources:
     def reasons(self) -> list[str]:
         """What went wrong with each source that failed last."""
         return [source.reason for source in self._sources.values() if source.failures]
+
+
+def _merged(newer: Peer, older: Peer) -> Peer:
+    every = dict.fromkeys(newer.addresses + older.addresses)
+    return Peer(newer.node_id, tuple(every)[:MAX_ADDRESSES])

@@ -18,8 +18,8 @@ import os
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import trio
 
@@ -29,6 +29,7 @@ from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint, bind
 from paris_p2p.net.certificates import load_into, make_certificate, owner_of
 from paris_p2p.net.memory import keep_freed_memory
+from paris_p2p.net.raw import connect
 from paris_p2p.net.transport import DirectStream, StreamHandler, unwrapped
 from paris_p2p.wire.bep52 import Buffer
 from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, peer_id_text, verify
@@ -36,6 +37,7 @@ from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, pe
 _log = logging.getLogger(__name__)
 
 ALPN = "paris-swarm/1"
+DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"  # the paths a connection may take
 CONNECT_S = 5.0
 HANDSHAKE_S = 10.0
 WRITE_S = 15.0  # for each `SOCKET_BYTES`
@@ -50,6 +52,7 @@ NONCE_BYTES = 32
 PROOF_BYTES = NODE_ID_BYTES + SIGNATURE_BYTES
 _PROOF_CONTEXT = b"paris-p2p/tls-client/1:"
 _ACCEPT_AGAIN_S = 0.1
+_TLS_RECORD = b"\x16"  # the first byte of a handshake
 
 
 def proof_message(nonce: bytes, certificate: bytes, server: NodeId, client: NodeId) -> bytes:
@@ -72,6 +75,7 @@ class TlsStream(DirectStream):
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the socket
         self._ended = False  # the peer sends no more
         self._closed = False
+        self.path = DIRECT
         self.when_broken: Callable[[], None] = lambda: None
         """Called when the connection breaks under us: not for a peer that says it is done."""
 
@@ -276,6 +280,8 @@ class TlsHost:
         self._connections: Counter[NodeId] = Counter()
         self.endpoints: list[Endpoint] = []
         """Where this host listens, with real ports."""
+        self.divert: Callable[[socket.socket], Awaitable[None]] | None = None
+        """Takes the inbound connections that do not begin with a TLS record."""
 
     def serve(self, handler: StreamHandler) -> None:
         """Runs `handler` for each connection of an authenticated peer."""
@@ -285,8 +291,13 @@ class TlsHost:
 
     async def dial(self, node_id: NodeId, endpoint: Endpoint) -> TlsStream:
         """A connection to the node, known to be it. Raises `TransportError`."""
-        sock = await _connect(endpoint)
+        return await self.adopt(await connect(endpoint, CONNECT_S), node_id, DIRECT)
+
+    async def adopt(self, sock: socket.socket, node_id: NodeId, path: str) -> TlsStream:
+        """Makes `sock`, connected by whatever way, such a connection; closes it if that fails."""
+        _tune(sock)
         stream = TlsStream(sock, self._client, False, self._scratch)
+        stream.path = path
         try:
             with trio.fail_after(HANDSHAKE_S):
                 await self._introduce(stream, node_id)
@@ -321,14 +332,32 @@ class TlsHost:
                 _log.debug("accepting failed: %s", error)
                 await trio.sleep(_ACCEPT_AGAIN_S)
                 continue
-            nursery.start_soon(self._accept, sock)
+            nursery.start_soon(self._arrived, sock)
 
-    async def _accept(self, sock: socket.socket) -> None:
+    async def _arrived(self, sock: socket.socket) -> None:
+        """One inbound connection on a port."""
+        if self.divert is not None and await self._begins_otherwise(sock):
+            await self.divert(sock)
+        else:
+            await self.accept(sock, DIRECT)
+
+    async def _begins_otherwise(self, sock: socket.socket) -> bool:
+        sock.setblocking(False)
+        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope):
+            try:
+                await trio.lowlevel.wait_readable(sock.fileno())
+                return sock.recv(1, socket.MSG_PEEK) not in (b"", _TLS_RECORD)
+            except OSError:
+                pass  # TLS finds out why
+        return False
+
+    async def accept(self, sock: socket.socket, path: str) -> None:
         """One inbound connection, from nothing to its end. Never raises for what a peer does."""
         stream = None
         try:
             _tune(sock)
             stream = TlsStream(sock, await self._server_context(), True, self._scratch)
+            stream.path = path
             node_id = await self._authenticate(stream)
             await self._handle(node_id, stream)
         except (ParisError, OSError) as error:
@@ -340,18 +369,22 @@ class TlsHost:
                 stream.abort()
 
     async def _authenticate(self, stream: TlsStream) -> NodeId:
+        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope):
+            await stream.handshake()
+            nonce = os.urandom(NONCE_BYTES)
+            await stream.send_all(nonce)
+            return self._check_proof(nonce, await stream.receive_exactly(PROOF_BYTES))
+        raise TransportError("the peer did not introduce itself in time, or too many did not")
+
+    @contextmanager
+    def _as_half_open(self, scope: trio.CancelScope) -> Iterator[None]:
         if len(self._half_open) >= MAX_HALF_OPEN:
             next(iter(self._half_open)).cancel()
-        with trio.move_on_after(HANDSHAKE_S) as scope:
-            self._half_open[scope] = None
-            try:
-                await stream.handshake()
-                nonce = os.urandom(NONCE_BYTES)
-                await stream.send_all(nonce)
-                return self._check_proof(nonce, await stream.receive_exactly(PROOF_BYTES))
-            finally:
-                del self._half_open[scope]
-        raise TransportError("the peer did not introduce itself in time, or too many did not")
+        self._half_open[scope] = None
+        try:
+            yield
+        finally:
+            del self._half_open[scope]
 
     def _check_proof(self, nonce: bytes, proof: bytes) -> NodeId:
         node_id, signature = NodeId(proof[:NODE_ID_BYTES]), proof[NODE_ID_BYTES:]
@@ -407,34 +440,10 @@ def _tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
 
-async def _connect(endpoint: Endpoint) -> socket.socket:
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
-    try:
-        _tune(sock)
-        with trio.fail_after(CONNECT_S):
-            try:
-                sock.connect((endpoint.host, endpoint.port))
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(sock.fileno())
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except trio.TooSlowError:
-        sock.close()
-        raise TransportError(f"no answer within {CONNECT_S:.0f} s") from None
-    except OSError as error:
-        sock.close()
-        raise TransportError(error.strerror or str(error)) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 async def can_connect(endpoint: Endpoint) -> bool:
     """Whether anything listens there."""
     try:
-        (await _connect(endpoint)).close()
+        (await connect(endpoint, CONNECT_S)).close()
     except TransportError:
         return False
     return True

@@ -37,7 +37,8 @@ _EXPONENT: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0000000000000),
 }
 MAX_RMS = 1e4
-"""Of one tensor. Trained weights stay below some tens; a product of a few such tensors would overflow fp16."""
+"""Of one tensor. Trained weights stay below some tens; a product of a few such tensors would overflow
+fp16."""
 _WHOLE_NUMBERS = {name for name in DTYPE_BYTES if not name.startswith(("F", "BF"))}
 
 

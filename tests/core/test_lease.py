@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paris_p2p.core.assignment import SeenClaim, View
-from paris_p2p.core.lease import Action, LeaseMachine, Now, Start, Stop, WriteClaim
+from paris_p2p.core.lease import MAX_ADRIFT_S, LeaseMachine
+from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.core.lease_table import TRANSITIONS, Event, State, transition
 from paris_p2p.errors import LocalProtocolError
 from paris_p2p.ids import InfoHash, NodeId, Role, RunId, Term
@@ -402,20 +403,21 @@ def test_a_holder_sees_its_own_finished_checkpoint_without_stopping() -> None:
     assert rig.writes()[-1] == ("released", 1)
 
 
-def test_failing_renewals_stop_the_trainer_before_the_lease_expires() -> None:
+def test_failing_renewals_end_the_lease_before_it_expires_and_the_trainer_runs_on() -> None:
     rig = Rig().until(State.HOLDING)
     expires = rig.claims[A, ME].expiration_unix
     rig.store_ok = False
-    rig.until(State.BACKOFF)
+    while not rig.stops():
+        rig.once()
     assert expires - 6.0 <= rig.now.unix <= expires - 4.5
-    assert len(rig.stops()) == 1
+    assert [stop.trainer for stop in rig.stops()] == [Trainer.RUN_ON]
 
 
-def test_failing_reads_stop_the_trainer_before_the_lease_expires() -> None:
+def test_failing_reads_end_the_lease_before_it_expires_and_the_trainer_runs_on() -> None:
     rig = Rig().until(State.HOLDING)
     expires = rig.claims[A, ME].expiration_unix
     rig.read_ok = False
-    rig.until(State.BACKOFF)
+    rig.until(State.ADRIFT)
     assert rig.now.unix <= expires - 4.5 and len(rig.stops()) == 1
 
 
@@ -428,6 +430,90 @@ def test_one_failed_renewal_is_repeated_soon_and_changes_nothing() -> None:
     assert not rig.stops()
 
 
+# --- cut off -------------------------------------------------------------------------------------------
+
+
+def _adrift(seconds: float = 200.0) -> Rig:
+    """A holder whose network has been away for a while: it reads what it wrote itself, and stores nothing."""
+    rig = Rig((A, B), wanted=A).until(State.HOLDING)
+    rig.store_ok = False
+    rig.until(State.ADRIFT)
+    rig.claims.clear()
+    rig.run(seconds)
+    return rig
+
+
+def _kinds(rig: Rig) -> list[Trainer]:
+    return [stop.trainer for stop in rig.stops()]
+
+
+def test_while_the_network_is_away_bids_come_to_nothing_and_the_trainer_is_left_alone() -> None:
+    rig = _adrift(600.0)
+    assert _kinds(rig) == [Trainer.RUN_ON] and len(rig.starts()) == 1
+    assert rig.machine.holding is None and rig.machine.role == A
+
+
+def test_a_node_that_was_cut_off_claims_its_role_anew_while_the_trainer_still_runs() -> None:
+    rig = _adrift()
+    before = rig.starts()[0][1]
+    rig.store_ok = True
+    rig.until(State.HOLDING, 60.0)
+    (_, (role, again)) = rig.starts()
+    assert role == A and again > before
+    assert _kinds(rig) == [Trainer.RUN_ON]  # the driver winds the old one up at the Start
+    rig.run(300.0)
+    assert rig.machine.state is State.HOLDING and len(rig.starts()) == 2
+
+
+def test_a_role_that_somebody_else_got_meanwhile_is_left_with_a_last_checkpoint() -> None:
+    rig = _adrift()
+    rig.store_ok = True
+    rig.put(A, RIVAL, "hold", 1, since=-100.0)  # whatever its term: the lease was over
+    rig.run(20.0)
+    assert _kinds(rig) == [Trainer.RUN_ON, Trainer.WIND_UP]
+    assert rig.machine.role is None and len(rig.starts()) == 1
+
+
+def test_a_rivals_bid_is_waited_for_while_the_trainer_runs_on() -> None:
+    rig = _adrift(0.0)
+    rig.store_ok = True
+    written = len(rig.writes())
+    rig.put(A, RIVAL, "bid", 9)
+    rig.run(15.0)
+    assert _kinds(rig) == [Trainer.RUN_ON] and len(rig.writes()) == written
+    rig.put(A, RIVAL, "released", 9, left=90)
+    assert rig.until(State.HOLDING).starts()[-1][1] > 9
+
+
+@pytest.mark.parametrize(("number", "step"), [(1 << 20, 10), (1, 100)])
+def test_a_checkpoint_of_a_newer_term_or_a_finished_one_ends_a_trainer_adrift(number: int, step: int) -> None:
+    rig = _adrift(0.0)
+    rig.statements[A] = statement(A, number, step)
+    rig.run(5.0)
+    assert _kinds(rig) == [Trainer.RUN_ON, Trainer.WIND_UP]
+
+
+def test_a_trainer_adrift_is_wound_up_after_some_hours() -> None:
+    rig = _adrift(0.0)
+    rig.read_ok = False
+    rig.run(MAX_ADRIFT_S - 60.0)
+    assert _kinds(rig) == [Trainer.RUN_ON]
+    rig.run(120.0)
+    assert _kinds(rig) == [Trainer.RUN_ON, Trainer.WIND_UP]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_trainer_that_ended_adrift_is_not_started_again_at_once(failed: bool) -> None:
+    rig = _adrift(0.0)
+    rig.machine.ended_adrift(rig.now, failed=failed)
+    assert rig.machine.role is None
+    rig.store_ok = True
+    rig.run(30.0)
+    assert len(rig.starts()) == 1 and _kinds(rig) == [Trainer.RUN_ON]
+    rig.run(120.0)
+    assert len(rig.starts()) == (2 if failed else 1)
+
+
 # --- clocks and zombies --------------------------------------------------------------------------------
 
 
@@ -436,7 +522,7 @@ def test_a_woken_zombie_stops_before_it_reads_anything() -> None:
     rig.seconds += 70.0
     actions = rig.machine.step(None, rig.now)
     assert isinstance(actions[0], Stop)
-    assert rig.machine.state is State.BACKOFF
+    assert rig.machine.state is State.ADRIFT
 
 
 @pytest.mark.parametrize("jump", [-3600.0, -10.0, 10.0, 3600.0])
@@ -466,6 +552,7 @@ def test_a_zombie_finds_its_role_taken_and_stays_away() -> None:
     rig.put(A, RIVAL, "hold", 2, left=10_000)
     rig.run(200.0)
     assert rig.machine.state is State.IDLE and len(rig.starts()) == 1
+    assert rig.stops()[-1].trainer is Trainer.WIND_UP
 
 
 # --- taking over, restarting ----------------------------------------------------------------------------
@@ -605,24 +692,35 @@ def _in_state(state: State) -> Rig:
     elif state is State.BACKOFF:
         rig.until(State.HOLDING)
         rig.machine.failed(A, rig.now)
+    elif state is State.ADRIFT:
+        rig.until(State.HOLDING).store_ok = False
+        rig.until(state)
     elif state is not State.IDLE:
         rig.until(state)
     return rig
 
 
 class _Trainer:
-    """Checks the one rule the daemon relies on: Start and Stop alternate, and match the machine."""
+    """Checks the one rule the daemon relies on: Start and Stop alternate, and match the machine.
+
+    `adrift`: the role trained without a lease.
+    """
 
     def __init__(self) -> None:
         self.running: Role | None = None
+        self.adrift: Role | None = None
 
     def take(self, action: Action) -> None:
         if isinstance(action, Start):
-            assert self.running is None
-            self.running = action.role
+            assert self.running is None and self.adrift in (None, action.role)
+            self.running, self.adrift = action.role, None
+        elif isinstance(action, Stop) and action.trainer is Trainer.WIND_UP:
+            assert self.adrift == action.role and self.running is None
+            self.adrift = None
         elif isinstance(action, Stop):
-            assert self.running == action.role
+            assert self.running == action.role and self.adrift is None
             self.running = None
+            self.adrift = action.role if action.trainer is Trainer.RUN_ON else None
 
 
 _DISTURBANCES = st.sampled_from(
@@ -638,6 +736,7 @@ _DISTURBANCES = st.sampled_from(
         "sleep",
         "finished",
         "failed",
+        "ended adrift",
         "checkpoint",
     ]
 )
@@ -656,6 +755,7 @@ def test_whatever_happens_at_most_one_role_runs_and_only_under_a_good_lease(
                 trainer.take(action)
             holding = rig.machine.holding
             assert trainer.running == (None if holding is None else holding.role)
+            assert trainer.adrift in (None, rig.machine.role)
 
 
 def _disturb(rig: Rig, trainer: _Trainer, what: str, role: Role, amount: int) -> None:
@@ -674,6 +774,9 @@ def _disturb(rig: Rig, trainer: _Trainer, what: str, role: Role, amount: int) ->
     elif trainer.running is not None and what == "finished":
         rig.machine.finished(trainer.running)
         trainer.running = None
+    elif what == "ended adrift":
+        rig.machine.ended_adrift(rig.now, failed=amount > 20)
+        trainer.adrift = None
     elif trainer.running is not None and what == "failed":
         rig.machine.failed(trainer.running, rig.now)
         trainer.running = None

@@ -19,12 +19,21 @@ def test_we_are_no_source_of_ours_nor_is_who_cannot_be_dialled() -> None:
     assert sources.due(0.0, set(), nobody_banned) == []
 
 
-def test_a_newer_address_replaces_the_older() -> None:
+def test_a_newer_address_comes_before_the_older_and_does_not_hide_it() -> None:
     sources = Sources(peer(1).node_id)
     assert sources.add([peer(2)])
-    moved = Peer(peer(2).node_id, ("/ip4/127.0.0.1/tcp/9",))
-    assert not sources.add([moved])
-    assert sources.due(0.0, set(), nobody_banned) == [moved]
+    said = Peer(peer(2).node_id, ("/ip4/127.0.0.1/tcp/9/tls",))
+    assert not sources.add([said])
+    both = Peer(peer(2).node_id, said.addresses + peer(2).addresses)
+    assert sources.due(0.0, set(), nobody_banned) == [both]
+
+
+def test_addresses_of_long_ago_are_forgotten() -> None:
+    sources = Sources(peer(1).node_id)
+    for number in range(2, 10):
+        sources.add([Peer(peer(2).node_id, peer(number).addresses)])
+    newest = peer(9).addresses + peer(8).addresses + peer(7).addresses
+    assert sources.due(0.0, set(), nobody_banned) == [Peer(peer(2).node_id, newest)]
 
 
 def test_failures_back_off_each_time_longer_up_to_a_limit() -> None:

@@ -11,6 +11,7 @@ from paris_node.network import (
     check_announce,
     check_listen,
     dht_listen,
+    swarm_listen,
 )
 from paris_p2p.errors import ConfigError
 from paris_p2p.store.home import Home
@@ -36,7 +37,7 @@ def test_without_any_bootstrap_address_the_error_says_how_to_give_one(tmp_path: 
         bootstrap_addresses(request(None), Home(tmp_path))
 
 
-@pytest.mark.parametrize("address", [DEFAULT_LISTEN, "/ip4/127.0.0.1/tcp/4001", "/ip6/::/tcp/0"])
+@pytest.mark.parametrize("address", [*DEFAULT_LISTEN, "/ip4/127.0.0.1/tcp/4001", "/ip6/::/tcp/0"])
 def test_listen_addresses_are_ip_and_tcp_port(address: str) -> None:
     assert check_listen([address]) == (address,)
 
@@ -54,6 +55,9 @@ def test_listen_addresses_are_ip_and_tcp_port(address: str) -> None:
         "/ip4/127.0.0.1/tcp/²",
         "/ip4/127.0.0.1/tcp/" + "9" * 5000,
         "/ip4/127.0.0.1/tcp/4001/p2p/x",
+        "/ip4/127.0.0.1/tcp/4001/p2p/x/tls",
+        "/ip4/127.0.0.1/tcp/4001/tls/tls",
+        "/tls",
     ],
 )
 def test_anything_else_is_refused_by_name(address: str) -> None:
@@ -64,6 +68,18 @@ def test_anything_else_is_refused_by_name(address: str) -> None:
 def test_the_dht_listens_on_the_same_interfaces_at_ports_of_its_own() -> None:
     listen = ["/ip4/127.0.0.1/tcp/4001", "/ip4/127.0.0.1/tcp/4002", "/ip6/::1/tcp/0"]
     assert dht_listen(listen) == ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0")
+
+
+def test_who_asks_for_libp2p_alone_is_reached_by_tls_on_the_same_interfaces_too() -> None:
+    libp2p = ("/ip4/127.0.0.1/tcp/4001", "/ip6/::1/tcp/0")
+    both = ("/ip4/127.0.0.1/tcp/0/tls", "/ip6/::1/tcp/0/tls", *libp2p)
+    assert swarm_listen(libp2p, ()) == both
+    assert swarm_listen(both, ()) == both
+
+
+def test_a_port_that_nobody_is_told_of_is_not_listened_on() -> None:
+    libp2p = ("/ip4/127.0.0.1/tcp/4001",)
+    assert swarm_listen(libp2p, ("/ip4/203.0.113.5/tcp/4001",)) == libp2p
 
 
 def test_an_announced_address_fits_a_record_with_its_peer_id() -> None:

@@ -1,0 +1,173 @@
+"""Finding out whether this node can be dialled, and staying reachable when it cannot.
+
+Owns: asking helpers to dial us back, keeping reservations at relays, the state that people are shown. Does
+not own: the exchange with a helper (`net.circuits`), finding helpers (an argument), what the state means for
+the DHT (the programs).
+"""
+
+import ipaddress
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+import trio
+
+from paris_p2p.errors import ParisError, TransportError
+from paris_p2p.net.addresses import Endpoint, dialable, parse_endpoint
+from paris_p2p.net.circuits import PROBE_S, Circuits
+from paris_p2p.net.tls import PUNCHED, TlsHost
+from paris_p2p.net.transport import Peer
+from paris_p2p.wire.identity import peer_id_text
+from paris_p2p.wire.reach import Answer, Status, circuit_text
+
+_log = logging.getLogger(__name__)
+
+State = Literal["unknown", "direct", "mapped", "punched", "relayed", "outbound-only"]
+"""`direct`: others dial us where we listen; `mapped`: at another address, which a router forwards; `relayed`:
+by reservations at relays; `punched`: the same, and the last caller came through directly all the same;
+`outbound-only`: nobody can dial us; `unknown`: nobody could be asked."""
+
+FindHelpers = Callable[[], Awaitable[Sequence[Peer]]]
+"""Public nodes with a TLS address, which dial back and may relay."""
+
+MAX_HELPERS_ASKED = 3
+RELAYS = 2
+FIRST_LOOK_S = 1.0
+LOOK_S = 10.0  # while it is not known, or no relay is found
+RELOOK_S = 300.0
+RETRY_S = 5.0
+MAX_RETRY_S = 120.0
+
+
+class Reachability:
+    """Made by `net.multi`. `run` works until cancelled; everything else may be read at any time."""
+
+    def __init__(self, host: TlsHost, circuits: Circuits, peer_id: str, rng: random.Random) -> None:
+        self._host = host
+        self._circuits = circuits
+        self._peer_id = peer_id
+        self._rng = rng
+        self._dialable: bool | None = None
+        self._mapped: str | None = None
+        self._reserved: dict[str, str] = {}  # relay -> our address through it
+        self._last_path = ""
+        circuits.on_path = self._note_path
+
+    @property
+    def state(self) -> State:
+        """How others reach this node."""
+        if self._dialable:
+            return "mapped" if self._mapped else "direct"
+        if self._reserved:
+            return "punched" if self._last_path == PUNCHED else "relayed"
+        return "unknown" if self._dialable is None else "outbound-only"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others reach us besides, or instead of, where we listen."""
+        if self._dialable:
+            return () if self._mapped is None else (self._mapped,)
+        return tuple(self._reserved.values())
+
+    def _note_path(self, path: str) -> None:
+        self._last_path = path
+
+    async def run(self, find_helpers: FindHelpers) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            holding: dict[str, trio.CancelScope] = {}
+            await trio.sleep(FIRST_LOOK_S)
+            while True:
+                helpers = await self._find(find_helpers)
+                await self._look(helpers)
+                if self._dialable is False:
+                    self._hold_some(helpers, holding, nursery)
+                elif self._dialable:
+                    for scope in holding.values():
+                        scope.cancel()
+                settled = self._dialable or len(self._reserved) >= min(RELAYS, len(helpers)) > 0
+                await trio.sleep(RELOOK_S if settled else LOOK_S)
+
+    async def _find(self, find_helpers: FindHelpers) -> list[tuple[Peer, Endpoint]]:
+        try:
+            found = await find_helpers()
+        except ParisError as error:
+            _log.debug("looking for helpers: %s", error)
+            return []
+        usable = []
+        for peer in found:
+            endpoints = [parse_endpoint(text) for text in peer.addresses]
+            tls = [endpoint for endpoint in endpoints if endpoint is not None and endpoint.tls]
+            usable += [(peer, endpoint) for endpoint in tls[:1]]
+        self._rng.shuffle(usable)
+        return usable
+
+    # -- can we be dialled? ----------------------------------------------------------------------
+
+    async def _look(self, helpers: Sequence[tuple[Peer, Endpoint]]) -> None:
+        """The majority of the helpers that tried decides: one of them may lie."""
+        answers: list[Answer] = []
+
+        async def ask(helper: Endpoint, port: int) -> None:
+            try:
+                answers.append(await self._circuits.probe(helper, port))
+            except TransportError as error:
+                _log.debug("asking to be dialled back: %s", error)
+
+        with trio.move_on_after(2 * PROBE_S):
+            async with trio.open_nursery() as nursery:
+                for _, helper in helpers[:MAX_HELPERS_ASKED]:
+                    own = [e.port for e in self._host.endpoints if e.family == helper.family]
+                    if own:
+                        nursery.start_soon(ask, helper, own[0])
+        tried = [answer for answer in answers if answer.status in (Status.OK, Status.UNREACHABLE)]
+        reached = [answer for answer in tried if answer.status is Status.OK]
+        if tried:
+            self._dialable = 2 * len(reached) >= len(tried)
+            self._mapped = self._mapping(reached[0]) if reached else None
+            _log.info("reachability: %s", self.state)
+
+    def _mapping(self, answer: Answer) -> str | None:
+        """Our address as the helper saw it, when it is none of ours: a router forwards it."""
+        ours = dialable(self._host.endpoints)
+        seen = ipaddress.ip_address(answer.host)
+        if any(ipaddress.ip_address(endpoint.host) == seen for endpoint in ours):
+            return None
+        port = next(e.port for e in self._host.endpoints if (":" in e.host) == (seen.version == 6))
+        return Endpoint(answer.host, port, tls=True).text(self._peer_id)
+
+    # -- reservations ----------------------------------------------------------------------------
+
+    def _hold_some(
+        self,
+        helpers: Sequence[tuple[Peer, Endpoint]],
+        holding: dict[str, trio.CancelScope],
+        nursery: trio.Nursery,
+    ) -> None:
+        for peer, relay in helpers:
+            if len(holding) < RELAYS and relay.text() not in holding:
+                scope = holding[relay.text()] = trio.CancelScope()
+                nursery.start_soon(self._hold, peer, relay, scope, holding)
+
+    async def _hold(
+        self, peer: Peer, relay: Endpoint, scope: trio.CancelScope, holding: dict[str, trio.CancelScope]
+    ) -> None:
+        """Reserves again when a reservation is lost; another relay takes over when this one stays away."""
+        name, wait_s = relay.text(), RETRY_S
+        try:
+            with scope:
+                while wait_s <= MAX_RETRY_S:
+                    try:
+                        await self._circuits.hold(peer.node_id, relay, lambda _: self._stands(name))
+                    except TransportError as error:
+                        _log.info("relay %s: %s", peer_id_text(peer.node_id), error)
+                    wait_s = RETRY_S if self._reserved.pop(name, None) else wait_s * 2
+                    await trio.sleep(self._rng.uniform(0.5, 1.0) * wait_s)
+        finally:
+            self._reserved.pop(name, None)
+            holding.pop(name, None)
+
+    def _stands(self, relay: str) -> None:
+        self._reserved[relay] = circuit_text(relay, self._peer_id)
+        _log.info("reachability: %s", self.state)
