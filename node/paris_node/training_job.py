@@ -7,7 +7,7 @@ statements. Does not own: whether this node may hold the role (`volunteer`, by t
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from paris_node.run_node import RunNode
 from paris_p2p import clock
 from paris_p2p.core.accept import Standing
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError, WorkerError
-from paris_p2p.ids import Role, Term
+from paris_p2p.ids import ROUTER, Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.terms import term_number
@@ -41,6 +41,8 @@ UNBACKED_STALL_S = 15.0
 """For checkpoints that are only their signers' word: nobody need serve them."""
 RESUME_CANDIDATES = 8
 """Credible ones come first; strangers can announce as many others as they like."""
+MAX_ROLLBACKS = 3
+"""How often a job goes back to the newest checkpoint and takes another path because a loss was not finite."""
 RESUME_ROUNDS = 3
 """How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
@@ -58,6 +60,10 @@ class _BadResume(ParisError):
     """The trainer refused the resume bundle it was given."""
 
 
+class _NotFinite(ParisError):
+    """A loss was not a number, or infinite: the trainer has ended."""
+
+
 class TrainingJob:
     """Trains (`role`, `term`) until the recipe's last step, or until `stop` is called."""
 
@@ -69,7 +75,9 @@ class TrainingJob:
         self._threads = threads
         self._stopping = trio.Event()
         self._parent = b""
-        self._variant = 0
+        self._variant: int | None = 0  # None: the trainer takes the first that fits its memory
+        self._attempt = 0  # grows with every rollback: other noise from there on
+        self._rolled_back = ""  # why, until the trainer that goes on from there is ready
         self._initial: list[str | None] = []
         self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
         self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
@@ -85,7 +93,7 @@ class TrainingJob:
             shards = await self._unless_stopped(self._gather_shards)
             if shards is None:
                 return Outcome("stopped")
-            return await self._train_from_newest(shards)
+            return await self._train_to_the_end(shards)
         except ParisError as error:
             return Outcome("failed", str(error))
         except BaseExceptionGroup as group:  # two fetches, or trainer and link, failed in one moment
@@ -128,6 +136,18 @@ class TrainingJob:
             if c.train in paths
         ]
 
+    async def _train_to_the_end(self, shards: list[dict[str, Any]]) -> Outcome:
+        """As `_train_from_newest`; when a loss is not finite, again from the newest checkpoint, a few times."""
+        while True:
+            try:
+                return await self._train_from_newest(shards)
+            except _NotFinite as error:
+                if self._attempt == MAX_ROLLBACKS:
+                    return Outcome("failed", f"{error}, after {MAX_ROLLBACKS} rollbacks")
+                self._attempt += 1
+                self._rolled_back = str(error)
+                log.warning("%s: %s; going back to the newest checkpoint", self._role, error)
+
     async def _train_from_newest(self, shards: list[dict[str, Any]]) -> Outcome:
         """Train from the newest checkpoint that can be had and that the trainer accepts, else afresh.
 
@@ -148,8 +168,7 @@ class TrainingJob:
         """The outcome of training from the first checkpoint that works, if one does; whether one could not
         be reached."""
         unreachable = False
-        observation = await self._node.observe()
-        for candidate in going_on_order(observation.candidates[self._role], RESUME_CANDIDATES):
+        for candidate in going_on_order(await self._find_candidates(), RESUME_CANDIDATES):
             if candidate.data in self._refused or candidate.standing is Standing.REFUTED:
                 continue
             stall_s = RESUME_STALL_S if candidate.credible else UNBACKED_STALL_S
@@ -172,6 +191,25 @@ class TrainingJob:
                     self._refused.add(candidate.data)
         return None, unreachable
 
+    async def _find_candidates(self) -> list[Candidate]:
+        """What is announced of the role, and what is held here whether it is announced or not: work that was
+        done while the network was away. Raises `TransportError`, but not for a rollback to what is here."""
+        announced: Sequence[Candidate] = ()
+        held = [(data, one) for data, one in self._node.ledger.held() if one.role == self._role]
+        try:
+            announced = (await self._node.observe()).candidates[self._role]
+        except TransportError:
+            if not (held and self._attempt):
+                raise
+        shown = {candidate.data for candidate in announced}
+        me, access = frozenset({self._node.network.identity.node_id}), self._node.ledger.access
+        own = [
+            Candidate(statement, data, me, access(data), Standing.CHECKED)
+            for data, statement in held
+            if data not in shown
+        ]
+        return [*announced, *own]
+
     async def _check_finished(self, candidate: Candidate) -> None:
         """A stranger's word is not enough to leave a role untrained: look at the weights.
 
@@ -185,7 +223,8 @@ class TrainingJob:
         self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
     ) -> Outcome:
         self._parent = parent.resume.info_hash if parent else b""
-        self._variant = parent.variant if parent else 0
+        several = self._role != ROUTER and len(self._node.signed.manifest.recipe.experts) > 1
+        self._variant = parent.variant if parent else (None if several else 0)
         self._fetched = parent.resume if parent else None
         outcome = Outcome("stopped")
         async with self._scratch_folder() as out, open_worker(TRAINER_MODULE) as worker:
@@ -229,6 +268,7 @@ class TrainingJob:
             "resume_loss": parent.heldout_loss if parent else None,
             "out": str(out),
             "threads": self._threads or max(1, (os.cpu_count() or 2) // 2),
+            "attempt": self._attempt,
         }
 
     async def _pass_stop_on(self, worker: Worker, conversation: trio.CancelScope) -> None:
@@ -266,6 +306,8 @@ class TrainingJob:
         elif kind == "error":
             if message.get("kind") == "bad_resume":
                 raise _BadResume(str(message.get("message")))
+            if message.get("kind") == "nan":
+                raise _NotFinite(str(message.get("message")))
             if message.get("kind") == "config":
                 return Outcome("config", str(message.get("message")))
             return Outcome("failed", str(message.get("message")))
@@ -275,6 +317,12 @@ class TrainingJob:
         progress = self._node.progress
         progress.activity, progress.step = "training", int(message["step"])
         progress.total_steps = int(message["total_steps"])
+        self._variant = int(message.get("variant", self._variant or 0))
+        if self._rolled_back:
+            reason, self._rolled_back = self._rolled_back, ""
+            text = f"{self._role}: {reason}; trying another path from step {message['step']}"
+            step = int(message["step"])
+            self._node.output.event("rolled_back", text, role=self._role, step=step, reason=reason)
         if parent is not None:
             self._node.output.event(
                 "resumed",
@@ -331,15 +379,15 @@ class TrainingJob:
     def _statement(
         self, message: dict[str, Any], weights: ContentRef, resume: ContentRef
     ) -> CheckpointStatement:
-        signed = self._node.signed
+        signed, variant = self._node.signed, self._variant or 0
         return CheckpointStatement(
             run_id=signed.run_id,
             role=self._role,
             term=self._term,
             holder=self._node.network.identity.node_id,
             step=int(message["step"]),
-            total_steps=signed.manifest.training(self._role, self._variant).steps,
-            variant=self._variant,
+            total_steps=signed.manifest.training(self._role, variant).steps,
+            variant=variant,
             weights=weights,
             resume=resume,
             parent=self._parent,

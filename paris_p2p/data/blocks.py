@@ -10,6 +10,7 @@ F32 (N, C, S, S), `text` F32 (1 + M, T, W) of "" and the block's M distinct capt
 JSON of captions, names, skipped.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -127,6 +128,7 @@ def pack(block: Block) -> bytes:
         "captions": block.captions,
         "names": block.names,
         "skipped": [asdict(one) for one in block.skipped],
+        "sha256": _checksum(block.tensors),
     }
     ordered = {name: np.ascontiguousarray(block.tensors[name]) for name in sorted(block.tensors)}
     return save(ordered, {"block": json.dumps(described, sort_keys=True)})
@@ -137,11 +139,18 @@ def unpack(data: bytes, path: str) -> Block:
     try:
         length = int.from_bytes(data[:8], "little")
         described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["block"])
-        return Block(
-            tuple(described["captions"]),
-            tuple(described["names"]),
-            tuple(Skipped(**one) for one in described["skipped"]),
-            load(data),
-        )
+        skipped = tuple(Skipped(**one) for one in described["skipped"])
+        block = Block(tuple(described["captions"]), tuple(described["names"]), skipped, load(data))
+        if _checksum(block.tensors) != described["sha256"]:
+            raise ValueError("its checksum is wrong")
+        return block
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: {error}; delete it and prepare its part again") from None
+
+
+def _checksum(tensors: dict[str, NDArray[Any]]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return whole.hexdigest()

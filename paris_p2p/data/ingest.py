@@ -1,86 +1,119 @@
-"""Reading a source into a folder: equal images as plain bytes, with their captions.
+"""The samples of a run on disk: equal images as plain bytes, captions, and what encoders made of them.
 
-Owns: the folder `images.raw` (uint8, N x S x S x C), `samples.json` (captions, names, skipped); choosing the
-side; counting what is skipped. Memory stays constant: one decoded image at a time, the rest on disk.
-Does not own: the sources (`sources`), decoding (`images`).
+Owns: the folder of flat files `images.raw` (uint8, N x S x S x C), where the run has such encoders
+`features.raw`, `latents.raw`, `text.raw` (float32), and `samples.json` (captions, names, skipped, shapes);
+choosing the side; refusing a source without a usable image. All are read through memory maps.
+Does not own: reading and encoding (`blocks`), sharing that among machines (`parts`).
 """
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paris_p2p.data.images import UnreadableImageError, image_size, square
+from paris_p2p.data import parts
+from paris_p2p.data.blocks import NO_CAPTION, Encoders
+from paris_p2p.data.images import UnreadableImageError, image_size
+from paris_p2p.data.parts import Count, Flat, Part, Share
 from paris_p2p.data.sources import Sample, Skipped, Source
 from paris_p2p.errors import ConfigError
 
 MAX_NATIVE_SIDE = 64
 MIN_SIDE, MAX_SIDE = 4, 1024
 _CHUNK = 1024
+_TYPES: dict[str, Any] = {
+    "images": np.uint8, "features": np.float32, "latents": np.float32, "text": np.float32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What was read. `images`: (N, S, S, C) uint8, mapped from disk; C is 1 when every image is grey."""
+    """What was read, mapped from disk. `images`: (N, S, S, C) uint8, C being 1 when every image is grey, S at
+    most `blocks.THUMBNAIL` when there are latents. `features`: (N, W), `latents`: (N, C, S, S), `text`:
+    (1 + M, T, W) with the row `text_rows[caption]` of each caption and of ""; None where no pretrained encoder
+    made them. `side`: the images', as asked for."""
 
+    side: int
     images: NDArray[np.uint8]
     captions: tuple[str, ...]
     names: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    features: NDArray[np.float32] | None = None
+    latents: NDArray[np.float32] | None = None
+    text: NDArray[np.float32] | None = None
+    text_rows: dict[str, int] | None = None
 
 
 def ingest(
-    source: Source, folder: Path, side: int | None, progress: Callable[[int, int | None], None]
+    source: Source,
+    folder: Path,
+    side: int | None,
+    progress: Count,
+    encoders: Encoders | None = None,
+    scratch: Path | None = None,
 ) -> None:
     """Read all of `source` into `folder`, images `side` pixels wide and high (chosen here when None).
 
+    `scratch`: where blocks lie meanwhile; an interrupted ingest goes on with those of the same kind there.
     Raises `ConfigError` when nothing usable is found.
     """
+    place = scratch or folder / "blocks"
+    used, whole = checked_side(source, side), Share(1, 1)
+    parts.write_part(source, place, whole, used, encoders or Encoders(), {}, progress, replace=True)
+    collect(parts.find_parts([place]), folder, used, source.captions_from, lambda *_: None)
+    shutil.rmtree(place)
+
+
+def checked_side(source: Source, side: int | None) -> int:
+    """`side`, or the source's native one. Raises `ConfigError`."""
     if side is None:
         side = native_side(source)
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise ConfigError(f"an image size of {side} pixels is not in {MIN_SIDE} to {MAX_SIDE}")
-    captions: list[str] = []
-    names: list[str] = []
-    skipped: list[Skipped] = []
-    uncaptioned: list[str] = []
-    grey = True
-    with (folder / "rgb.raw").open("wb") as file:
-        for outcome in _squares(source, side):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-            elif outcome[0].caption is None:
-                uncaptioned.append(outcome[0].name)
-                skipped.append(Skipped(outcome[0].name, "no caption"))
-            else:
-                sample, pixels = outcome
-                grey = grey and bool((pixels == pixels[..., :1]).all())
-                file.write(pixels.tobytes())
-                captions.append(outcome[0].caption)
-                names.append(sample.name)
-            progress(len(names) + len(skipped), None)
-    _require_samples(source, names, skipped, uncaptioned)
-    _keep_channels(folder, len(names), side, 1 if grey else 3)
+    return side
+
+
+def collect(found: Sequence[Part], folder: Path, side: int, captions_from: str, progress: Count) -> None:
+    """Make the flat files in `folder` of the parts `found`. Raises `ConfigError`."""
+    flat = parts.flatten(found, folder, progress)
+    _require_samples(captions_from, flat)
+    channels = 1 if flat.grey else 3
+    flat.shapes["images"][-1] = channels
+    _keep_channels(folder, len(flat.names), flat.shapes["images"][0], channels)
     details = {
         "side": side,
-        "channels": 1 if grey else 3,
-        "captions": captions,
-        "names": names,
-        "skipped": [asdict(one) for one in skipped],
+        "shapes": flat.shapes,
+        "captions": flat.captions,
+        "names": flat.names,
+        "skipped": [asdict(one) for one in flat.skipped],
+        "texts": list(flat.text_rows),
     }
     (folder / "samples.json").write_text(json.dumps(details), encoding="utf-8")
 
 
 def load(folder: Path) -> Ingested:
-    """What `ingest` left in `folder`."""
+    """What `collect` left in `folder`."""
     details = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    side, channels, count = details["side"], details["channels"], len(details["names"])
-    images = np.memmap(folder / "images.raw", np.uint8, "r", shape=(count, side, side, channels))
-    skipped = tuple(Skipped(**one) for one in details["skipped"])
-    return Ingested(images, tuple(details["captions"]), tuple(details["names"]), skipped)
+    maps = {
+        name: np.memmap(folder / f"{name}.raw", _TYPES[name], "r").reshape(-1, *shape)
+        for name, shape in details["shapes"].items()
+    }
+    return Ingested(
+        side=details["side"],
+        images=maps["images"],
+        captions=tuple(details["captions"]),
+        names=tuple(details["names"]),
+        skipped=tuple(Skipped(**one) for one in details["skipped"]),
+        features=maps.get("features"),
+        latents=maps.get("latents"),
+        text=maps.get("text"),
+        text_rows={text: row for row, text in enumerate(details["texts"])} or None,
+    )
 
 
 def native_side(source: Source) -> int:
@@ -98,38 +131,25 @@ def native_side(source: Source) -> int:
     return max(MIN_SIDE, min(sizes) // 4 * 4) if sizes else MAX_NATIVE_SIDE
 
 
-def _squares(source: Source, side: int) -> Iterator[tuple[Sample, NDArray[np.uint8]] | Skipped]:
-    for sample in source.samples():
-        if isinstance(sample, Skipped):
-            yield sample
-            continue
-        try:
-            yield sample, square(sample.image, side)
-        except UnreadableImageError as error:
-            yield Skipped(sample.name, str(error))
-
-
-def _require_samples(
-    source: Source, names: list[str], skipped: list[Skipped], uncaptioned: list[str]
-) -> None:
-    if names:
+def _require_samples(captions_from: str, flat: Flat) -> None:
+    if flat.names:
         return
-    if uncaptioned:
+    uncaptioned = next((one.name for one in flat.skipped if one.reason == NO_CAPTION), None)
+    if uncaptioned is not None:
         raise ConfigError(
-            f"captions are missing: {uncaptioned[0]} has none, nor has any other image. A caption is "
-            f"{source.captions_from}"
+            f"captions are missing: {uncaptioned} has none, nor has any other image. A caption is {captions_from}"
         )
+    skipped = flat.skipped
     first = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""
     raise ConfigError(f"the source holds no readable images ({len(skipped)} skipped{first})")
 
 
 def _keep_channels(folder: Path, count: int, side: int, channels: int) -> None:
-    """Make `images.raw` of `rgb.raw`, keeping one of the three channels when all images are grey."""
+    """Keep one of the three channels of `images.raw` when all images are grey."""
     if channels == 3:
-        (folder / "rgb.raw").rename(folder / "images.raw")
         return
-    colours = np.memmap(folder / "rgb.raw", np.uint8, "r", shape=(count, side, side, 3))
-    with (folder / "images.raw").open("wb") as file:
+    colours = np.memmap(folder / "images.raw", np.uint8, "r", shape=(count, side, side, 3))
+    with (folder / "grey.raw").open("wb") as file:
         for start in range(0, count, _CHUNK):
             file.write(np.ascontiguousarray(colours[start : start + _CHUNK, ..., :1]).tobytes())
-    (folder / "rgb.raw").unlink()
+    (folder / "grey.raw").replace(folder / "images.raw")

@@ -1,6 +1,6 @@
 """Parts: the share of the reading and encoding that one machine does, and putting them together.
 
-Owns: the folder of a part (`part.json`, block files, in the first part `components/`), going on where an
+Owns: the folder of a part (`part.json`, `key.json`, block files, in the first part `components/`), going on where an
 interrupted one stopped, and the flat files a merge makes of all of them. Does not own: a block's contents
 (`blocks`), what follows (`prepare`).
 
@@ -10,6 +10,7 @@ parts. A block is the same bits whoever makes it, so n leaves no trace in the re
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from paris_p2p.store.locks import holder, try_lock
 
 FORMAT = 1
 PART_NAME = "part.json"
+KEY_NAME = "key.json"
 COMPONENTS_NAME = "components"
 MAX_PARTS = 100_000
 MAX_PART_BYTES = 1 << 28
@@ -79,15 +81,18 @@ def write_part(
     encoders: Encoders,
     options: dict[str, Any],
     progress: Count,
+    *,
+    replace: bool = False,
 ) -> PartReport:
     """Make or finish the part in `folder`. `options`: what a merge must know, and all parts agree about.
 
-    Raises `ConfigError` when the folder holds another part, `StoreError` when another process is at it.
+    Raises `ConfigError` when the folder holds another part, unless it is to `replace` that; `StoreError` when
+    another process is at it.
     """
     key = {"format": FORMAT, "source": source.listing, "side": side, **encoders.identity(), **options}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _claim(folder, key)
+        _claim(folder, {**key, "files": source.fingerprint}, replace)
         if share.index == 1:
             _save_components(folder, encoders)
         entries, counts, reused = _write_blocks(source, folder, share, side, encoders, progress)
@@ -150,17 +155,22 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(folder: Path, key: dict[str, Any]) -> None:
-    """Note what the part is made of, or refuse a folder in which something else was begun."""
-    path = folder / "key.json"
+def _claim(folder: Path, key: dict[str, Any], replace: bool) -> None:
+    """Note what the part is made of; refuse, or empty, a folder in which something else was begun."""
+    path = folder / KEY_NAME
     data = (json.dumps(key, sort_keys=True) + "\n").encode()
-    if not path.exists():
-        write_atomic(path, data)
-    elif path.read_bytes() != data:
+    if path.exists() and path.read_bytes() == data:
+        return
+    if path.exists() and not replace:
         raise ConfigError(
             f"{folder} was begun from another source, with other options or other encoders: delete it, or "
             "choose another --out"
         )
+    (folder / PART_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder / COMPONENTS_NAME, ignore_errors=True)
+    for block in folder.glob("block-*"):
+        block.unlink()
+    write_atomic(path, data)
 
 
 def _save_components(folder: Path, encoders: Encoders) -> None:

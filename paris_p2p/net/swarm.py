@@ -26,7 +26,8 @@ from paris_p2p.net.download import Download, Progress
 from paris_p2p.net.fetch_job import FetchJob
 from paris_p2p.net.item import Item, Shared
 from paris_p2p.net.limits import SwarmLimits
-from paris_p2p.net.multi import open_network
+from paris_p2p.net.multi import MultiNetwork, ReachOptions, open_network
+from paris_p2p.net.reachability import Reachability
 from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
 from paris_p2p.store.content_store import ContentStore, ItemBusyError
 from paris_p2p.store.item import StoredItem
@@ -97,6 +98,11 @@ class Swarm:
     def addresses(self) -> tuple[str, ...]:
         """Where this node can be dialled: multiaddrs with `/p2p/`, real ports."""
         return self._network.addresses
+
+    @property
+    def reachability(self) -> Reachability | None:
+        """Whether and how others can dial this node; None over a network that does not know."""
+        return self._network.reachability if isinstance(self._network, MultiNetwork) else None
 
     def rates(self) -> Rates:
         """What passes through this node now, and did so far."""
@@ -237,14 +243,17 @@ class Swarm:
         """Opens a session about `item`. Raises `TransportError`."""
         await self._open_session(item, peer, await self._network.dial(peer))
 
-    async def _open_session(self, item: Item, peer: Peer, stream: ByteStream) -> None:
+    async def _open_session(
+        self, item: Item, peer: Peer, stream: ByteStream, *, serving: bool = False
+    ) -> bool:
         connection = None
         direct = isinstance(stream, DirectStream)
         try:
             session = Session(trio.current_time(), limits_for(stream))
             await _send(stream, session.hello(item.ref.info_hash, FEATURES, self._hello_addresses()))
             await receive_hello(stream, session)
-            if not self._closing and item.download is not None and item.accepts(peer.node_id, True, direct):
+            wanted = serving or item.download is not None
+            if not self._closing and wanted and item.accepts(peer.node_id, True, direct):
                 connection = Connection(item, peer.node_id, stream, session, outbound=True)
         except RemoteProtocolError as error:
             item.strike(peer.node_id, str(error))
@@ -253,7 +262,29 @@ class Swarm:
             if connection is None:
                 await stream.aclose()
         if connection is not None:
-            self._nursery.start_soon(self._run_connection, item, connection)
+            run = self._run_offered if serving else self._run_connection
+            self._nursery.start_soon(run, item, connection)
+        return connection is not None
+
+    async def offer(self, info_hash: InfoHash, peer: Peer) -> bool:
+        """Opens a session with a peer that fetches an item of ours and cannot dial us. False when there is no
+        such item, or a session. Raises `TransportError`."""
+        item = await self._item(info_hash)
+        if item is None or peer.node_id in item.connections or self._refusal(peer.node_id) is not None:
+            return False
+        item.greetings += 1
+        opened = False
+        try:
+            opened = await self._open_session(item, peer, await self._network.dial(peer), serving=True)
+        finally:
+            if not opened:
+                item.greetings -= 1
+                self._forget_unused(item)
+        return opened
+
+    async def _run_offered(self, item: Item, connection: Connection) -> None:
+        item.greetings -= 1
+        await self._run_connection(item, connection)
 
     async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:
         """Handles a stream that a peer opened. Never raises for what the peer does."""
@@ -469,15 +500,17 @@ async def open_swarm(
     rng: random.Random,
     announce: Sequence[str] = (),
     limits: SwarmLimits = NO_LIMITS,
+    reach: ReachOptions | None = None,
 ) -> AsyncIterator[Swarm]:
     """A swarm that listens on the multiaddrs `listen` (port 0: any): those with `/tls` for the fast path, the
     others for libp2p, which is loaded only then or when a peer can be reached no other way.
 
     `announce`: addresses to tell others instead of those listened on. `find_peers`: who may hold an item.
+    `reach`: how it is reached behind a router, and what it does for others there.
     Raises `ConfigError` for malformed addresses, `NetworkError` when a port is taken.
     """
     async with (
-        open_network(identity, listen, announce) as network,
+        open_network(identity, listen, announce, reach) as network,
         swarm_over(network, store, find_peers=find_peers, rng=rng, limits=limits) as swarm,
     ):
         yield swarm

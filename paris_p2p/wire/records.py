@@ -50,7 +50,8 @@ class MemberRecord:
     """Kind `member`, scope run id: a node takes part in a run, and what it is doing.
 
     `activity`: `joining`, `fetching`, `training`, `seeding`, `publishing`, `leaving`. `role` is empty when
-    it holds none. `step` of `total_steps` with training `loss` and `images_per_s`; rates in bytes/s.
+    it holds none. `step` of `total_steps` with training `loss` and `images_per_s`; rates in bytes/s. `reach`:
+    how others get through to it (`direct`, `mapped`, `punched`, `relayed`, `outbound-only`), empty: unknown.
     """
 
     addresses: tuple[str, ...]
@@ -64,11 +65,12 @@ class MemberRecord:
     up_bytes_per_s: int
     down_bytes_per_s: int
     updated_unix: float
+    reach: str = canonical.optional("")
 
     def __post_init__(self) -> None:
         _check_addresses(self.addresses)
-        if len(self.activity) > 16 or len(self.role) > 16:
-            raise ValueError("activity or role too long")
+        if max(len(self.activity), len(self.role), len(self.reach)) > 16:
+            raise ValueError("activity, role or reach too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,18 @@ class ProvideRecord:
         _check_addresses(self.addresses)
 
 
-Payload = RunRecord | MemberRecord | ClaimRecord | AnnounceRecord | AttestRecord | ProvideRecord
+@dataclass(frozen=True, slots=True)
+class RelayRecord:
+    """Kind `relay`, scope empty: the owner dials back and relays for nodes that cannot be dialled, at
+    `addresses` (direct TLS)."""
+
+    addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_addresses(self.addresses)
+
+
+Payload = RunRecord | MemberRecord | ClaimRecord | AnnounceRecord | AttestRecord | ProvideRecord | RelayRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +177,7 @@ KINDS: dict[str, Kind] = {
     "announce": Kind(AnnounceRecord, 86_400.0),
     "attest": Kind(AttestRecord, 3600.0),
     "provide": Kind(ProvideRecord, 3600.0),
+    "relay": Kind(RelayRecord, 3600.0),
 }
 KIND_OF: dict[type[Any], str] = {kind.payload: name for name, kind in KINDS.items()}
 
