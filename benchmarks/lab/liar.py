@@ -45,6 +45,11 @@ class LyingItem:
     def __getattr__(self, name: str) -> object:
         return getattr(self._real, name)
 
+    def read_now(self, piece: int, offset: int, length: int) -> bytes | None:
+        """Never: each block is asked for with `read_block`."""
+        del piece, offset, length
+        return None
+
     def read_block(self, piece: int, offset: int, length: int) -> bytes:
         """The real block, late, never, or with one bit changed."""
         self.blocks += 1

@@ -35,6 +35,13 @@ def bootstrap(
         Path | None,
         typer.Option("--home", help="Folder of this node's key. Default: $PARIS_HOME, else the data folder."),
     ] = None,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay/--no-relay",
+            help="Relay up to 2 MB/s for nodes behind routers, on the port after the one listened on.",
+        ),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line on stdout; logs on stderr.")
     ] = False,
@@ -47,5 +54,7 @@ def bootstrap(
     from paris_bootstrap.serve import ServeRequest, run
 
     set_up_logging(debug)
-    request = ServeRequest(tuple(listen or [DEFAULT_LISTEN]), tuple(announce or []), tuple(other or []), home)
+    request = ServeRequest(
+        tuple(listen or [DEFAULT_LISTEN]), tuple(announce or []), tuple(other or []), home, relay
+    )
     raise typer.Exit(run_program(lambda: run(request, Output(as_json)), debug=debug))

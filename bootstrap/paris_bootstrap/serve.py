@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from paris_bootstrap.relay import help_to_be_reached
 from paris_p2p.dht.client import DhtConfig, open_dht
 from paris_p2p.dht.notices import notice_events
 from paris_p2p.dht.protocol import Notice
@@ -28,6 +29,7 @@ class ServeRequest:
     announce: tuple[str, ...]
     others: tuple[str, ...]
     home: Path | None
+    relay: bool = False
 
 
 def run(request: ServeRequest, output: Output) -> int:
@@ -44,7 +46,7 @@ def run(request: ServeRequest, output: Output) -> int:
         peers_path=home.path / PEERS_FILE,
     )
     with _only_one(home):
-        return trio.run(_serve, config, output)
+        return trio.run(_serve, config, request.relay, output)
 
 
 @contextmanager
@@ -62,11 +64,11 @@ def _only_one(home: Home) -> Iterator[None]:
         lock.release()
 
 
-async def _serve(config: DhtConfig, output: Output) -> int:
+async def _serve(config: DhtConfig, relay: bool, output: Output) -> int:
     code = EXIT_DONE
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            nursery.start_soon(_serve_until_cancelled, config, output)
+            nursery.start_soon(_serve_until_cancelled, config, relay, output)
             code = _exit_code(await anext(signals))
             nursery.cancel_scope.cancel()
     return code
@@ -76,7 +78,7 @@ def _exit_code(signum: int) -> int:
     return EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_DONE
 
 
-async def _serve_until_cancelled(config: DhtConfig, output: Output) -> None:
+async def _serve_until_cancelled(config: DhtConfig, relay: bool, output: Output) -> None:
     tell = notice_events(output.event)
     listening = trio.Event()  # what is wrong is told after the addresses: they are the first line
 
@@ -89,6 +91,7 @@ async def _serve_until_cancelled(config: DhtConfig, output: Output) -> None:
         listening.set()
         for notice in dht.notices:
             tell(notice)
+        await help_to_be_reached(dht, config, relay, output)
         await trio.sleep_forever()
 
 

@@ -5,7 +5,7 @@ here: the lease machine times those itself.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paris_node.network import Network
 from paris_p2p import clock
@@ -87,6 +87,24 @@ class Announcer:
         """Say that this node serves these items whole."""
         for info_hash in info_hashes:
             self.say(ProvideRecord(True, self.addresses), info_hash, PROVIDE_TTL_S)
+
+    def provided(self) -> list[InfoHash]:
+        """The items this node says it serves whole."""
+        return [
+            InfoHash(scope)
+            for (kind, scope), kept in self._kept.items()
+            if kind == "provide" and isinstance(kept.payload, ProvideRecord) and kept.payload.complete
+        ]
+
+    def readdress(self) -> None:
+        """Where this node is found has changed: what names its addresses is said anew at the next flush."""
+        for kept in self._kept.values():
+            payload = kept.payload
+            if isinstance(payload, ProvideRecord | AnnounceRecord):
+                room = MAX_ADDRESSES - bool(getattr(payload, "access", b""))
+                if payload.addresses != self.addresses[:room]:
+                    kept.payload = replace(payload, addresses=self.addresses[:room])
+                    kept.expiration_unix = 0.0
 
     def provide_checkpoint(
         self, run_id: RunId, data: bytes, statement: CheckpointStatement, access: bytes = b""

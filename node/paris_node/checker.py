@@ -85,13 +85,18 @@ class Checker:
             _remember(self._good, digest, Check(digest, True, loss))
         _remember(self._roles, digest, statement.role)
 
-    def _found_bad(self, candidate: Candidate) -> None:
+    def _found_bad(self, candidate: Candidate, *, measured: bool = False) -> None:
+        """Remember that it is bad and who lied. Everybody can check the form, so everybody who vouched for
+        bad form lied. Who could not measure vouches for the form alone: where only the loss is not as stated,
+        those lied who say that they measured it. The organiser mirrors everything and may err: its word is
+        overruled by this node's finding, and goes on to count elsewhere."""
         digest = statement_digest(candidate.data)
         _remember(self._bad, digest, Check(digest, False, None))
         _remember(self._roles, digest, candidate.statement.role)
         _remember(self._rejected, candidate.data, None)
-        me = self._network.identity.node_id
-        for liar in sorted({candidate.statement.holder, *candidate.vouched} - {me}):
+        vouched = candidate.measured_by if measured else candidate.vouched
+        trusted = {self._network.identity.node_id, self._signed.manifest.organiser}
+        for liar in sorted({candidate.statement.holder, *vouched} - trusted):
             _remember(self._liars, liar, None)
 
     def attestation(self, role: Role, access: bytes) -> AttestRecord:
@@ -104,17 +109,21 @@ class Checker:
     async def examine(self, candidate: Candidate, folder: Path, *, measure: bool) -> None:
         """Check the fetched weights of a candidate, and remember what came of it.
 
-        Raises `RemoteProtocolError` when they are bad: then whoever vouched for them is not believed again.
-        One who vouched for a measured loss lied when the loss is another; one who did not measure was fooled.
+        Raises `RemoteProtocolError` when they are bad: then whoever lied about them is not believed again;
+        `StoreError` when they were removed here meanwhile, which is nobody's lie.
         """
         statement = candidate.statement
         loss: float | None = None
+        formed = False
         try:
             await trio.to_thread.run_sync(check_weights_item, folder, self._signed, statement)
+            formed = True
             if measure:
                 loss = await self._measured(statement, folder)
-        except RemoteProtocolError:
-            self._found_bad(candidate)
+        except RemoteProtocolError as error:
+            if not self._network.store.has(statement.weights.info_hash):
+                raise StoreError("the weights were removed while they were checked") from error
+            self._found_bad(candidate, measured=formed)
             raise
         self.found_good(candidate.data, statement, loss)
 

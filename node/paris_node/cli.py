@@ -49,11 +49,26 @@ ShareListenOption = Annotated[
         "Default: any port, TLS.",
     ),
 ]
+ViaOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--via",
+        help="Behind a router: the TLS address of a public node that relays (paris-bootstrap prints one). "
+        "Repeatable.",
+    ),
+]
 LimitUpOption = Annotated[
     str | None, typer.Option("--limit-up", help="Upload at most this much a second: 500k, 2.5M.")
 ]
 LimitDownOption = Annotated[
     str | None, typer.Option("--limit-down", help="Download at most this much a second: 500k, 2.5M.")
+]
+SeedRatioOption = Annotated[
+    str | None,
+    typer.Option("--seed-ratio", help="A complete item is served until so many times its size was sent."),
+]
+SeedTimeOption = Annotated[
+    str | None, typer.Option("--seed-time", help="A complete item is served for so long: 90s, 30m, 12h, 7d.")
 ]
 LanOption = Annotated[
     bool,
@@ -68,6 +83,36 @@ def _go(body: object, as_json: bool, debug: bool) -> None:
     raise typer.Exit(run_program(body, debug=debug))  # type: ignore[arg-type]
 
 
+ClustersOption = Annotated[
+    int | None, typer.Option("--clusters", min=1, help="Experts. Default: 4 for digits, else 8.")
+]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", help="Another kind of expert volunteers may train: SIZE or SIZE:ddpm."),
+]
+PublishedRouterOption = Annotated[
+    bool, typer.Option("--published-router", help="A router that reads no text, as published.")
+]
+InitFromOption = Annotated[
+    Path | None,
+    typer.Option("--init-from", help="Folder of a DiT, PixArt or Paris expert that all experts start from."),
+]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps an expert.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Fixes everything that is drawn at random.")]
+RunNameOption = Annotated[str | None, typer.Option("--name", help="The run's name. Default: the source's.")]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="Peer id of a node that may claim roles; others may not. Repeatable."),
+]
+RestrictedOption = Annotated[
+    bool, typer.Option("--restricted", help="Only nodes with a pass (`delegate`) may claim roles.")
+]
+BalancedOption = Annotated[bool, typer.Option("--balanced", help="Clusters of nearly equal size.")]
+DropDuplicatesOption = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Leave near-duplicates out, instead of only listing them.")
+]
+
+
 @app.command()
 def prepare(
     source: Annotated[
@@ -75,34 +120,36 @@ def prepare(
         typer.Argument(help="`digits`, a folder of captioned images, a parquet file, or webdataset tars."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the run's manifest and content.")],
-    clusters: Annotated[
-        int | None, typer.Option(min=1, help="Experts. Default: 4 for digits, else 8.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Size of the model: tiny or small.")] = "tiny",
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="Another kind of expert volunteers may train: SIZE or SIZE:ddpm."),
-    ] = None,
-    published_router: Annotated[
-        bool, typer.Option("--published-router", help="A router that reads no text, as published.")
-    ] = False,
-    init_from: Annotated[
-        Path | None,
+    clusters: ClustersOption = None,
+    preset: Annotated[str, typer.Option(help="Size of the model: tiny, small, b2 or xl2.")] = "tiny",
+    variant: VariantOption = None,
+    published_router: PublishedRouterOption = False,
+    init_from: InitFromOption = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
+    image_encoder: Annotated[
+        str | None,
         typer.Option(
-            "--init-from", help="Folder of a DiT, PixArt or Paris expert that all experts start from."
+            "--image-encoder", help="What to cluster by: timm:NAME, open_clip:ARCHITECTURE/TAG, or a folder."
         ),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps an expert.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes everything that is drawn at random.")] = 0,
-    name: Annotated[str | None, typer.Option(help="The run's name. Default: the source's.")] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", help="Peer id of a node that may claim roles; others may not. Repeatable."),
+    text_encoder: Annotated[
+        str | None, typer.Option("--text-encoder", help="A CLIP text model: a folder, or OWNER/NAME.")
     ] = None,
-    restricted: Annotated[
-        bool, typer.Option("--restricted", help="Only nodes with a pass (`delegate`) may claim roles.")
-    ] = False,
+    vae: Annotated[
+        str | None, typer.Option("--vae", help="An AutoencoderKL: a folder, or OWNER/NAME.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the encoders: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="I/N: read and encode only part I of N; then `prepare-merge`."),
+    ] = None,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    name: RunNameOption = None,
+    balanced: BalancedOption = False,
+    drop_duplicates: DropDuplicatesOption = False,
+    allow: AllowOption = None,
+    restricted: RestrictedOption = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -111,20 +158,73 @@ def prepare(
     from paris_node.commands.prepare import PrepareRequest, run
 
     request = PrepareRequest(
-        source,
-        out,
-        clusters,
-        preset,
-        image_size,
-        steps,
-        seed,
-        name,
-        home,
-        restricted,
-        tuple(allow or ()),
-        init_from,
-        tuple(variant or ()),
-        not published_router,
+        source=source,
+        out=out,
+        clusters=clusters,
+        preset=preset,
+        image_size=image_size,
+        steps=steps,
+        seed=seed,
+        name=name,
+        home=home,
+        restricted=restricted,
+        allow=tuple(allow or ()),
+        init_from=init_from,
+        variants=tuple(variant or ()),
+        router_text=not published_router,
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        vae=vae,
+        device=device,
+        shard=shard,
+        balanced=balanced,
+        drop_duplicates=drop_duplicates,
+    )
+    _go(lambda: run(request, Output(as_json)), as_json, debug)
+
+
+@app.command("prepare-merge")
+def prepare_merge(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="What `prepare --shard I/N --out` wrote, all parts.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the run. Default: the first DIR.")
+    ] = None,
+    clusters: ClustersOption = None,
+    variant: VariantOption = None,
+    published_router: PublishedRouterOption = False,
+    init_from: InitFromOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    name: RunNameOption = None,
+    balanced: BalancedOption = False,
+    drop_duplicates: DropDuplicatesOption = False,
+    allow: AllowOption = None,
+    restricted: RestrictedOption = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make a run out of the parts that `prepare --shard` made: cluster, shard, sign."""
+    from paris_node.commands.prepare import PrepareRequest, run
+
+    request = PrepareRequest(
+        source="",
+        out=out or folders[0],
+        clusters=clusters,
+        steps=steps,
+        seed=seed,
+        name=name,
+        home=home,
+        restricted=restricted,
+        allow=tuple(allow or ()),
+        init_from=init_from,
+        variants=tuple(variant or ()),
+        router_text=not published_router,
+        balanced=balanced,
+        drop_duplicates=drop_duplicates,
+        parts=tuple(folders),
     )
     _go(lambda: run(request, Output(as_json)), as_json, debug)
 
@@ -179,9 +279,18 @@ def join(
     ] = None,
     limit_up: LimitUpOption = None,
     limit_down: LimitDownOption = None,
+    seed_ratio: SeedRatioOption = None,
+    seed_time: SeedTimeOption = None,
     max_disk: Annotated[
         str | None, typer.Option("--max-disk", help="The store may take this much: 50G. Default: the disk.")
     ] = None,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay/--no-relay",
+            help="Relay up to 2 MB/s for nodes behind routers, if this one can be dialled.",
+        ),
+    ] = False,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
     as_json: JsonOption = False,
@@ -194,8 +303,9 @@ def join(
     from paris_node.sizes import read_bytes, read_limits
 
     def body() -> int:
-        limits, disk = read_limits(limit_up, limit_down), read_bytes(max_disk, "--max-disk")
-        network = NetworkRequest(home, bootstrap, listen, announce, run, limits, disk)
+        limits = read_limits(limit_up, limit_down, seed_ratio, seed_time)
+        disk = read_bytes(max_disk, "--max-disk")
+        network = NetworkRequest(home, bootstrap, listen, announce, run, limits, disk, relay)
         request = command.JoinRequest(network, role, device, threads, until_complete, pass_file=pass_file)
         return command.run(request, Output(as_json))
 
@@ -415,8 +525,11 @@ def seed(
     piece_length: PieceLengthOption = None,
     listen: ShareListenOption = None,
     announce: AnnounceOption = None,
+    via: ViaOption = None,
     limit_up: LimitUpOption = None,
     limit_down: LimitDownOption = None,
+    seed_ratio: SeedRatioOption = None,
+    seed_time: SeedTimeOption = None,
     lan: LanOption = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -425,7 +538,7 @@ def seed(
     """Serve a file or folder to whoever knows its id. No bootstrap node is needed. Stays up until stopped."""
     from paris_node import quick
 
-    share = quick.Share(home, listen, announce, limit_up, limit_down, lan)
+    share = quick.Share(home, listen, announce, limit_up, limit_down, lan, seed_ratio, seed_time, via)
     _go(lambda: quick.seed(path, piece_length, share, as_json), as_json, debug)
 
 
@@ -444,8 +557,11 @@ def get(
     ] = False,
     listen: ShareListenOption = None,
     announce: AnnounceOption = None,
+    via: ViaOption = None,
     limit_up: LimitUpOption = None,
     limit_down: LimitDownOption = None,
+    seed_ratio: SeedRatioOption = None,
+    seed_time: SeedTimeOption = None,
     lan: LanOption = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -454,7 +570,7 @@ def get(
     """Fetch one item from peers, verified piece by piece. Goes on where an interrupted fetch stopped."""
     from paris_node import quick
 
-    share = quick.Share(home, listen, announce, limit_up, limit_down, lan)
+    share = quick.Share(home, listen, announce, limit_up, limit_down, lan, seed_ratio, seed_time, via)
     _go(lambda: quick.get(item, peer, out, keep_seeding, share, as_json), as_json, debug)
 
 

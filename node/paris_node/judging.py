@@ -30,7 +30,6 @@ from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, R
 MAX_RECORDS_PER_KEY = 2048
 MAX_PER_HOLDER = 3
 """Checkpoints of one holder looked at in one role: its newest, its safe one, one in between."""
-MAX_CONTENDERS = 16
 PUBLISHING = "publishing"
 """The activity of the organiser's node that mirrors, and so checks, every checkpoint."""
 
@@ -54,7 +53,9 @@ class Candidate:
     """A checkpoint somebody announces: the statement, its signed bytes, and who holds it whole.
 
     `access`: its holder's pass, if one came along; `witnesses`: whose word for it counts; `vouched`:
-    everybody who found its weights good; `measured`: its held-out loss as witnesses measured it, if they did.
+    everybody who found its weights good, and `measured_by` those who say that they measured their loss, too;
+    `measured`: its held-out loss as witnesses measured it, if they did; `by_organiser`: whether the
+    organiser is among the witnesses.
     """
 
     statement: CheckpointStatement
@@ -65,6 +66,13 @@ class Candidate:
     witnesses: frozenset[NodeId] = field(default=frozenset())
     vouched: frozenset[NodeId] = field(default=frozenset())
     measured: float | None = None
+    measured_by: frozenset[NodeId] = field(default=frozenset())
+    by_organiser: bool = False
+
+    @property
+    def assured(self) -> bool:
+        """Whether it is more than the word of keys that anybody can make."""
+        return self.standing is Standing.CHECKED or (self.credible and self.by_organiser)
 
     @property
     def credible(self) -> bool:
@@ -176,15 +184,18 @@ def _judged(
     digest = statement_digest(announced.data)
     words = said.get(digest, ())
     counting = eligible(statement, words, jury)
+    witnesses = frozenset(word.owner for word in counting if word.good)
     return Candidate(
         statement,
         announced.data,
         announced.holders,
         announced.access,
         standing(statement, words, jury, checked=digest in known.checked),
-        frozenset(word.owner for word in counting if word.good),
+        witnesses,
         frozenset(word.owner for word in words if word.good),
         measured_loss(counting, jury.organiser),
+        frozenset(word.owner for word in words if word.good and word.loss is not None),
+        jury.organiser in witnesses,
     )
 
 
@@ -219,17 +230,21 @@ def _leader(role: Role, claims: Sequence[SeenClaim], now_unix: float) -> SeenCla
 def contenders(
     found: Sequence[Candidate], newest: Candidate | None, *, skip: Collection[bytes] = ()
 ) -> list[Candidate]:
-    """Unchecked checkpoints that would count as newer than `newest` if they were good, or would finish the
-    role: somebody has to look. `skip`: signed statements that were tried in vain a short while ago."""
-    some = [one for one in found if one.standing is Standing.UNCHECKED and one.data not in skip]
-    if newest is not None:
-        best = newest.statement
-        some = [
-            one
-            for one in some
-            if newest_statement([best, one.statement]) != best or (one is newest and best.finished)
-        ]
-    return going_on_order(some, MAX_CONTENDERS)
+    """Checkpoints that somebody has to look at, in the order of `found`: unchecked ones that would count as
+    newer than `newest` if they were good or would finish the role, and those that finish it by the word of
+    keys that anybody can make. `skip`: signed statements that were tried in vain a short while ago."""
+    best = None if newest is None else newest.statement
+
+    def matters(one: Candidate) -> bool:
+        if one.data in skip or one.assured or one.standing is Standing.REFUTED:
+            return False
+        if one.credible and not one.statement.finished:
+            return False
+        if best is None or newest_statement([best, one.statement]) != best:
+            return True
+        return one is newest and best.finished
+
+    return [one for one in found if matters(one)]
 
 
 def going_on_order(found: Iterable[Candidate], limit: int) -> list[Candidate]:

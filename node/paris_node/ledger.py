@@ -81,8 +81,11 @@ class Ledger:
         """Note that both items of `statement` are complete here; forget what it makes superfluous.
 
         `access`: the pass of the statement's holder, if it has one. Raises `StoreError` when the disk
-        refuses.
+        refuses, or an item is not here: what is noted is announced, and counts as a copy.
         """
+        for ref in (statement.weights, statement.resume):
+            if not self._store.has(ref.info_hash):
+                raise StoreError(f"item {ref.info_hash.hex()[:16]}… of the checkpoint is no longer here")
         with self._adding:
             with disk("noting a checkpoint", self._folder, len(data)):
                 if access:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from paris_p2p.core.relay import RelayBudget
 from paris_p2p.dht.addresses import check_announce as check_announce_form
 from paris_p2p.dht.addresses import check_listen as check_listen_form
 from paris_p2p.dht.client import Dht, DhtConfig, open_dht
@@ -18,12 +19,13 @@ from paris_p2p.dht.notices import notice_events
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
 from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.multi import ReachOptions
 from paris_p2p.net.swarm import NO_LIMITS, Peer, Swarm, open_swarm
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.records import MAX_ADDRESS_CHARS, ProvideRecord
+from paris_p2p.wire.records import MAX_ADDRESS_CHARS, ProvideRecord, RelayRecord
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0/tls", "/ip4/0.0.0.0/tcp/0")
 TLS = "/tls"
@@ -45,11 +47,12 @@ class NetworkRequest:
     run: str | None
     limits: SwarmLimits = NO_LIMITS
     max_disk: int | None = None
+    relay: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """An open network side. `bootstrap`: the addresses it came in by."""
+    """An open network side. `bootstrap`: the addresses it came in by; `relay`: relay for others if it can."""
 
     home: Home
     identity: Identity
@@ -57,6 +60,7 @@ class Network:
     dht: Dht
     swarm: Swarm
     bootstrap: tuple[str, ...]
+    relay: bool = False
 
 
 def bootstrap_addresses(request: NetworkRequest, home: Home) -> tuple[str, ...]:
@@ -139,9 +143,22 @@ async def open_network(
             find_peers=_peer_finder(dht, own),
             rng=random.Random(own.node_id),
             limits=request.limits,
+            reach=_reach(request, dht, own) if identity is not None else None,
         )
         async with swarm_opened as swarm:
-            yield Network(home, own, store, dht, swarm, bootstrap)
+            yield Network(home, own, store, dht, swarm, bootstrap, request.relay)
+
+
+def _reach(request: NetworkRequest, dht: Dht, own: Identity) -> ReachOptions:
+    async def find_helpers() -> list[Peer]:
+        records = await dht.read("relay", b"")
+        return [
+            Peer(record.owner, record.payload.addresses)
+            for record in records
+            if isinstance(record.payload, RelayRecord) and record.owner != own.node_id
+        ]
+
+    return ReachOptions(find_helpers, RelayBudget() if request.relay else None)
 
 
 def _peer_finder(dht: Dht, own: Identity) -> Callable[[InfoHash], Awaitable[list[Peer]]]:

@@ -14,16 +14,28 @@ from pathlib import Path
 from paris_p2p.programs import Output, run_program, set_up_logging
 
 FLAGS = {"--json", "--debug", "--keep-seeding", "--lan", "--no-lan"}
-SINGLE = {"--out", "--piece-length", "--limit-up", "--limit-down", "--home"}
-REPEATED = {"--peer", "--listen", "--announce"}
+SINGLE = {
+    *("--out", "--piece-length", "--limit-up", "--limit-down", "--seed-ratio", "--seed-time", "--home"),
+}
+REPEATED = {"--peer", "--listen", "--announce", "--via"}
 OPTIONS = {
     "seed": {
-        *("--piece-length", "--listen", "--announce", "--limit-up", "--limit-down"),
-        *("--lan", "--no-lan", "--json", "--home", "--debug"),
+        *("--piece-length", "--listen", "--announce", "--via", "--limit-up", "--limit-down"),
+        *("--seed-ratio", "--seed-time", "--lan", "--no-lan", "--json", "--home", "--debug"),
     },
     "get": {
-        *("--out", "--peer", "--keep-seeding", "--listen", "--announce", "--limit-up", "--limit-down"),
-        *("--lan", "--no-lan", "--json", "--home", "--debug"),
+        *("--out", "--peer", "--keep-seeding", "--listen", "--announce", "--via"),
+        *(
+            "--limit-up",
+            "--limit-down",
+            "--seed-ratio",
+            "--seed-time",
+            "--lan",
+            "--no-lan",
+            "--json",
+            "--home",
+            "--debug",
+        ),
     },
 }
 
@@ -38,6 +50,9 @@ class Share:
     limit_up: str | None
     limit_down: str | None
     lan: bool
+    seed_ratio: str | None = None
+    seed_time: str | None = None
+    via: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,9 @@ def _run(plain: Plain, as_json: bool) -> int:
         plain.one("--limit-up"),
         plain.one("--limit-down"),
         "--lan" in plain.values,
+        plain.one("--seed-ratio"),
+        plain.one("--seed-time"),
+        plain.values.get("--via"),
     )
     if plain.command == "seed":
         number = plain.one("--piece-length")

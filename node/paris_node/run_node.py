@@ -18,6 +18,7 @@ from paris_node.judging import Candidate, contenders
 from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
 from paris_node.network import Network
+from paris_node.reaching import Reaching
 from paris_node.runs import MANIFEST_FILE
 from paris_node.snapshot import Observation, observe
 from paris_p2p import clock
@@ -107,12 +108,14 @@ class RunNode:
         self.progress = Progress()
         self.announcer = Announcer(network)
         self.access = access
+        self.reaching = Reaching(network, self.announcer, output, relay=network.relay)
         self.checker = Checker(network, signed)
         self._mirror = mirror
         self._copying: dict[bytes, Role] = {}  # by signed statement, as the next two
         self._examining: set[bytes] = set()
         self._tried: dict[bytes, _Tried] = {}
         self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
+        self._lacking: set[Role] = set()  # our own announced work that is not safe yet
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
@@ -143,6 +146,7 @@ class RunNode:
         """Renew this node's records for ever; a network that is away is waited out."""
         async with open_inner_nursery() as nursery:
             nursery.start_soon(announce_fetches, self.network, self.announcer)
+            nursery.start_soon(self.reaching.run)
             await self._announce_all()
 
     def pinned(self) -> set[InfoHash]:
@@ -177,6 +181,7 @@ class RunNode:
             up_bytes_per_s=int(rates.up_bytes_per_s),
             down_bytes_per_s=int(rates.down_bytes_per_s),
             updated_unix=clock.unix(),
+            reach=self.reaching.state,
         )
         ttl_s = min(3 * self.signed.manifest.lease.renew_s, MEMBER_TTL_S)
         self.announcer.say(record, self.signed.run_id, ttl_s)
@@ -267,6 +272,8 @@ class RunNode:
             shown = next((one for one in mine if one.data == data), None)
             safely = shown is not None and is_safe(shown.held, held, members, replicas)
             copied = shown is not None and bool(shown.providers - {me})
+            if safely:
+                self._lacking.discard(role)
             if may_announce_next(safely, copied, clock.monotonic() - since) or self.progress.role != role:
                 self.announce_newest(role)
         await self._flush()
@@ -373,6 +380,8 @@ class RunNode:
         measured it, if it did; `access`: the pass of the statement's holder, if it has one."""
         await trio.to_thread.run_sync(self.ledger.add, data, statement, access)
         self.checker.found_good(data, statement, loss)
+        if statement.role in self._private:
+            return
         self._attest(statement.role)
         if not self._own_is_waited_for(statement):
             self.announce_newest(statement.role)
@@ -398,6 +407,10 @@ class RunNode:
             self.announce_newest(role)
             self._attest(role)
 
+    def lacks_copies(self, role: Role) -> bool:
+        """Whether the checkpoint this node made of `role` and announces is not known to be safe."""
+        return role in self._lacking
+
     def announce_newest(self, role: Role) -> None:
         """Say which checkpoint of `role` this node holds: the newest, from the next flush on."""
         newest = self.ledger.newest(role)
@@ -407,8 +420,10 @@ class RunNode:
         mine = statement.holder == self.network.identity.node_id
         if mine and self._announced.get(role, (b"", 0.0))[0] != data:
             self._announced[role] = (data, clock.monotonic())
+            self._lacking.add(role)
         elif not mine:
             self._announced.pop(role, None)
+            self._lacking.discard(role)
         self.ledger.keep_announced(role, data)
         self.announcer.provide_checkpoint(self.signed.run_id, data, statement, self.ledger.access(data))
 

@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from paris_node.sizes import read_limits
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
 from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.multi import ReachOptions
 from paris_p2p.net.swarm import Peer, Swarm, open_swarm
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
-from paris_p2p.wire.content import ContentRef
+from paris_p2p.wire.content import AnyRef, ContentRef
 from paris_p2p.wire.identity import SEED_BYTES, Identity, node_id_from_peer_id
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0/tls"
 MAX_HASH_THREADS = 4
+SEEDED_POLL_S = 1.0
+REACHED_S = 20.0
+"""How long a node waits at most to learn how others reach it, before it tells its addresses."""
 LAN_S = 2.0
 """How long a search waits for the first node near by; those heard later are found by the next search."""
 
@@ -48,21 +54,23 @@ class ShareRequest:
     announce: Sequence[str] | None
     limits: SwarmLimits
     lan: bool
+    via: tuple[Peer, ...] = ()
 
 
 def share_request(share: "Share") -> ShareRequest:
     """The options as given, read. Raises `ConfigError`."""
-    limits = read_limits(share.limit_up, share.limit_down)
-    return ShareRequest(share.home, share.listen, share.announce, limits, share.lan)
+    limits = read_limits(share.limit_up, share.limit_down, share.seed_ratio, share.seed_time)
+    via = tuple(parse_peer(text, "--via") for text in share.via or ())
+    return ShareRequest(share.home, share.listen, share.announce, limits, share.lan, via)
 
 
-def parse_peer(text: str) -> Peer:
+def parse_peer(text: str, option: str = "--peer") -> Peer:
     """The peer a multiaddr ending in `/p2p/<peer id>` names. Raises `ConfigError`."""
     address, separator, peer_id = text.rpartition("/p2p/")
     if not separator or not address.startswith("/"):
         raise ConfigError(
-            f"--peer {text}: a whole address is expected, such as /ip4/203.0.113.5/tcp/4001/tls/p2p/12D3Koo… "
-            "(what `paris-node seed` prints)"
+            f"{option} {text}: a whole address is expected, such as "
+            "/ip4/203.0.113.5/tcp/4001/tls/p2p/12D3Koo… (what `paris-node seed` prints)"
         )
     return Peer(node_id_from_peer_id(peer_id), (text,))
 
@@ -97,6 +105,9 @@ async def open_sharing(
     async def find_peers(_info_hash: InfoHash) -> list[Peer]:
         return [] if lan is None else await lan.first(LAN_S)
 
+    async def find_helpers() -> Sequence[Peer]:
+        return request.via
+
     async with AsyncExitStack() as stack:
         opened = open_swarm(
             identity,
@@ -106,6 +117,7 @@ async def open_sharing(
             find_peers=find_peers,
             rng=random.Random(os.urandom(16)),
             limits=request.limits,
+            reach=ReachOptions(find_helpers, None) if request.via else None,
         )
         swarm = await stack.enter_async_context(opened)
         if request.lan:
@@ -114,6 +126,23 @@ async def open_sharing(
             near = open_lan(identity.node_id, swarm.addresses, interfaces=listened_interfaces(listen))
             lan = await stack.enter_async_context(near)
         yield swarm
+
+
+async def until_reachable(request: ShareRequest, swarm: Swarm) -> str:
+    """How others reach this node, as soon as that is known; empty when nobody can be asked."""
+    reachability = swarm.reachability
+    if not request.via or reachability is None:
+        return ""
+    with trio.move_on_after(REACHED_S):
+        while reachability.state in ("unknown", "outbound-only"):
+            await trio.sleep(0.1)
+    return reachability.state
+
+
+async def until_seeded(swarm: Swarm, ref: AnyRef, length: int) -> None:
+    """Until the item of `length` bytes was served as much as the limits ask for: never, without such."""
+    while not swarm.seeded_enough(ref.info_hash, length):
+        await trio.sleep(SEEDED_POLL_S)
 
 
 def listened_interfaces(listen: Sequence[str]) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Byte counts as people type them: `500k`, `2.5M`, `20G`, `4Gi`.
+"""Byte counts and times as people type them: `500k`, `2.5M`, `20G`, `4Gi`; `90s`, `30m`, `12h`, `7d`.
 
 Owns: reading them, and the limits that are made of them. Does not own: showing them (`views.human_bytes`).
 """
@@ -9,6 +9,7 @@ from paris_p2p.errors import ConfigError
 from paris_p2p.net.limits import SwarmLimits
 
 _POWERS = "kMGT"
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FORM = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,6}})?)\s*(?:([{_POWERS}])(i?))?B?")
 
 
@@ -29,6 +30,31 @@ def read_bytes(text: str | None, option: str) -> int | None:
     return None if text is None else parse_bytes(text, option)
 
 
-def read_limits(up: str | None, down: str | None) -> SwarmLimits:
-    """What `--limit-up` and `--limit-down` say. Raises `ConfigError`."""
-    return SwarmLimits(read_bytes(up, "--limit-up"), read_bytes(down, "--limit-down"))
+def parse_seconds(text: str, option: str) -> float:
+    """The number of seconds `text` names. Raises `ConfigError` naming `option`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhd]?)", text.strip())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ConfigError(f"{option} {text}: a time such as 90s, 30m, 12h or 7d is expected")
+    return seconds
+
+
+def parse_ratio(text: str, option: str) -> float:
+    """The positive number `text` names. Raises `ConfigError` naming `option`."""
+    match = re.fullmatch(r"\d{1,9}(?:\.\d{1,6})?", text.strip())
+    ratio = float(match[0]) if match else 0.0
+    if ratio <= 0:
+        raise ConfigError(f"{option} {text}: a number above 0 such as 1 or 2.5 is expected")
+    return ratio
+
+
+def read_limits(
+    up: str | None, down: str | None, seed_ratio: str | None = None, seed_time: str | None = None
+) -> SwarmLimits:
+    """What `--limit-up`, `--limit-down`, `--seed-ratio` and `--seed-time` say. Raises `ConfigError`."""
+    return SwarmLimits(
+        read_bytes(up, "--limit-up"),
+        read_bytes(down, "--limit-down"),
+        seed_ratio=None if seed_ratio is None else parse_ratio(seed_ratio, "--seed-ratio"),
+        seed_time_s=None if seed_time is None else parse_seconds(seed_time, "--seed-time"),
+    )

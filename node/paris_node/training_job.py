@@ -20,13 +20,14 @@ from paris_node.judging import Candidate, going_on_order
 from paris_node.run_node import RunNode
 from paris_p2p import clock
 from paris_p2p.core.accept import Standing
+from paris_p2p.core.yielding import UploadYield
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError, WorkerError
 from paris_p2p.ids import ROUTER, Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.terms import term_number
 from paris_p2p.workers.nursery import open_inner_nursery
-from paris_p2p.workers.spawn import Worker, open_worker
+from paris_p2p.workers.spawn import Worker, WorkerDied, open_worker
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ RESUME_CANDIDATES = 8
 """Credible ones come first; strangers can announce as many others as they like."""
 MAX_ROLLBACKS = 3
 """How often a job goes back to the newest checkpoint and takes another path because a loss was not finite."""
+MAX_KILLED = 2
+"""How often a job starts its trainer again because something killed it, before the role is given up: the next
+one would do no better where memory is short."""
 RESUME_ROUNDS = 3
 """How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
@@ -77,9 +81,11 @@ class TrainingJob:
         self._parent = b""
         self._variant: int | None = 0  # None: the trainer takes the first that fits its memory
         self._attempt = 0  # grows with every rollback: other noise from there on
+        self._killed = 0
         self._rolled_back = ""  # why, until the trainer that goes on from there is ready
         self._initial: list[str | None] = []
         self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
+        self._uploads = UploadYield()
         self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
 
     def stop(self) -> None:
@@ -137,7 +143,8 @@ class TrainingJob:
         ]
 
     async def _train_to_the_end(self, shards: list[dict[str, Any]]) -> Outcome:
-        """As `_train_from_newest`; when a loss is not finite, again from the newest checkpoint, a few times."""
+        """As `_train_from_newest`, and from there again, a few times, when a loss was not finite or somebody
+        killed the trainer: the lease is good, and nobody has more of the role than this node."""
         while True:
             try:
                 return await self._train_from_newest(shards)
@@ -146,7 +153,12 @@ class TrainingJob:
                     return Outcome("failed", f"{error}, after {MAX_ROLLBACKS} rollbacks")
                 self._attempt += 1
                 self._rolled_back = str(error)
-                log.warning("%s: %s; going back to the newest checkpoint", self._role, error)
+            except WorkerDied as error:
+                if error.status >= 0 or self._killed == MAX_KILLED or self._stopping.is_set():
+                    raise
+                self._killed += 1
+                self._rolled_back = error.summary
+            log.warning("%s: %s; going back to the newest checkpoint", self._role, self._rolled_back)
 
     async def _train_from_newest(self, shards: list[dict[str, Any]]) -> Outcome:
         """Train from the newest checkpoint that can be had and that the trainer accepts, else afresh.
@@ -173,7 +185,7 @@ class TrainingJob:
                 continue
             stall_s = RESUME_STALL_S if candidate.credible else UNBACKED_STALL_S
             resume = candidate.statement.resume
-            fetch = partial(self._node.network.swarm.fetch, resume, stall_timeout_s=stall_s)
+            fetch = partial(self._node.network.swarm.fetch, resume, stall_timeout_s=stall_s, priority=1)
             try:
                 if candidate.statement.finished:
                     await self._check_finished(candidate)
@@ -199,7 +211,7 @@ class TrainingJob:
         try:
             announced = (await self._node.observe()).candidates[self._role]
         except TransportError:
-            if not (held and self._attempt):
+            if not (held and self._rolled_back):
                 raise
         shown = {candidate.data for candidate in announced}
         me, access = frozenset({self._node.network.identity.node_id}), self._node.ledger.access
@@ -227,11 +239,15 @@ class TrainingJob:
         self._variant = parent.variant if parent else (None if several else 0)
         self._fetched = parent.resume if parent else None
         outcome = Outcome("stopped")
+        self._uploads = UploadYield()
         async with self._scratch_folder() as out, open_worker(TRAINER_MODULE) as worker:
             await worker.send(self._start_message(shards, parent, resume, out))
             async with open_inner_nursery() as nursery:
                 nursery.start_soon(self._pass_stop_on, worker, nursery.cancel_scope)
-                outcome = await self._converse(worker, parent)
+                try:
+                    outcome = await self._converse(worker, parent)
+                finally:
+                    self._node.network.swarm.yield_uploads(False)
                 nursery.cancel_scope.cancel()
         return outcome
 
@@ -320,7 +336,7 @@ class TrainingJob:
         self._variant = int(message.get("variant", self._variant or 0))
         if self._rolled_back:
             reason, self._rolled_back = self._rolled_back, ""
-            text = f"{self._role}: {reason}; trying another path from step {message['step']}"
+            text = f"{self._role}: {reason}; going on from step {message['step']}"
             step = int(message["step"])
             self._node.output.event("rolled_back", text, role=self._role, step=step, reason=reason)
         if parent is not None:
@@ -334,9 +350,14 @@ class TrainingJob:
             )
 
     def _on_step(self, message: dict[str, Any]) -> None:
-        progress = self._node.progress
+        progress, swarm = self._node.progress, self._node.network.swarm
         progress.step, progress.loss = int(message["step"]), float(message["loss"])
         progress.images_per_s = float(message["images_per_s"])
+        if self._node.lacks_copies(self._role):  # what only this node has is worth more than its speed
+            swarm.yield_uploads(False)
+        else:
+            up = swarm.rates().up_bytes_per_s
+            swarm.yield_uploads(self._uploads.report(progress.images_per_s, up, clock.monotonic()))
         self._node.output.event(
             "step",
             role=self._role,

@@ -128,7 +128,14 @@ def _from_timm(name: str, folder: Path | None) -> ImageFeatures:
         side = MAX_SIDE
         if described.get("fixed_input_size"):
             arguments["img_size"] = side
-    overlay = {**described, "file": str(weights), "hf_hub_id": None, "url": None, "source": None, "custom_load": False}
+    overlay = {
+        **described,
+        "file": str(weights),
+        "hf_hub_id": None,
+        "url": None,
+        "source": None,
+        "custom_load": False,
+    }
     network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
     data = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return ImageFeatures(network, network, side, tuple(data["mean"]), tuple(data["std"]))

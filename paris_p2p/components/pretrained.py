@@ -36,8 +36,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_folder(name: str, part: str, option: str, files: Sequence[str]) -> Path:
-    """The folder called `name`, or a local copy of those `files` of the hub's repository `name` (`OWNER/NAME`);
-    in it the subfolder `part` where there is one, as in a diffusers pipeline.
+    """The folder called `name`, or a local copy of those `files` of the hub's repository `name`
+    (`OWNER/NAME`); in it the subfolder `part` where there is one, as in a diffusers pipeline.
 
     `option` is the command's, for the message. Raises `ConfigError`.
     """
@@ -98,7 +98,9 @@ def load_text(name: str) -> Text:
         raise
     except Exception as error:  # noqa: BLE001 - diffusers raises many kinds; this is the edge
         raise ConfigError(f"{folder} holds no text encoder: {error}") from None
-    places = [place for place in (folder, folder.parent / "tokenizer") if (place / TOKENIZER_CONFIG).is_file()]
+    places = [
+        place for place in (folder, folder.parent / "tokenizer") if (place / TOKENIZER_CONFIG).is_file()
+    ]
     tokens = int(encoder.config.context_length)
     tokenizer = (
         Tokenizer.from_pretrained(places[0])

@@ -4,7 +4,8 @@ Owns: what "held by enough others" means and the placement of copies by rendezvo
 copying (`node`), or which checkpoint is newest (`core.assignment`).
 """
 
-from collections.abc import Collection, Iterable
+import heapq
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from paris_p2p.core.assignment import newest_statement, rendezvous
@@ -81,13 +82,36 @@ def copy_now(
     return node in order[:missing] or waited_s >= volunteer_after_s(role, node)
 
 
+def first_checkers(node: NodeId, role: Role, members: Collection[NodeId]) -> tuple[NodeId, ...]:
+    """Who of `members` and `node` looks first at checkpoints of `role`: one more than needed, as the trainer
+    of one does not count. The same for all of them, and not cheap in a large run."""
+    everybody = frozenset(members) | {node}
+    first = heapq.nsmallest(FIRST_CHECKERS + 1, everybody, key=lambda member: rendezvous(role, member))
+    return tuple(first)
+
+
 def check_now(
-    node: NodeId, role: Role, members: Collection[NodeId], trainer: NodeId, waited_s: float
+    node: NodeId, role: Role, first: Sequence[NodeId], trainer: NodeId, waited_s: float
 ) -> bool:
     """Whether an idle `node` should look itself at a checkpoint that nobody whose word counts has checked:
-    the first few in the role's order at once, the others when those did not for a while."""
-    order = sorted((frozenset(members) | {node}) - {trainer}, key=lambda member: rendezvous(role, member))
-    return node in order[:FIRST_CHECKERS] or waited_s >= volunteer_after_s(role, node)
+    the `first_checkers` at once, the others when those did not for a while."""
+    now = [member for member in first if member != trainer][:FIRST_CHECKERS]
+    return node in now or waited_s >= volunteer_after_s(role, node)
+
+
+def examination_order(tries: Sequence[tuple[float, int]], slots: int) -> list[int]:
+    """Which checkpoints of strangers to look at in `slots` free slots, as indices into `tries`: for each,
+    since when it is known (any clock) and how often looking failed.
+
+    The first is the one known longest; the others are those that failed least, of those the oldest. So neither
+    fresh fakes nor fakes that cannot be had keep a good one waiting for ever: whatever comes later comes
+    behind it, and what failed rests.
+    """
+    if slots <= 0 or not tries:
+        return []
+    oldest = min(range(len(tries)), key=lambda n: tries[n])
+    rest = [n for n in range(len(tries)) if n != oldest]
+    return [oldest, *heapq.nsmallest(slots - 1, rest, key=lambda n: (tries[n][1], tries[n][0]))]
 
 
 def volunteer_after_s(role: Role, node: NodeId) -> float:

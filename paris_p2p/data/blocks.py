@@ -5,9 +5,9 @@ others, so what comes out is the same bits whoever reads it, and however many sh
 
 Owns: cutting a source into blocks, decoding and encoding one, its file. Does not own: which blocks a machine
 takes (`parts`), the encoders (`components`).
-File: safetensors `images` U8 (N, s, s, 3), and where the run has such encoders `features` F32 (N, W), `latents`
-F32 (N, C, S, S), `text` F32 (1 + M, T, W) of "" and the block's M distinct captions in order. Metadata `block`:
-JSON of captions, names, skipped.
+File: safetensors `images` U8 (N, s, s, 3), and where the run has such encoders `features` F32 (N, W),
+`latents` F32 (N, C, S, S), `text` F32 (1 + M, T, W) of "" and the block's M distinct captions in order.
+Metadata `block`: JSON of captions, names, skipped and a checksum.
 """
 
 import hashlib
@@ -37,19 +37,30 @@ NO_CAPTION = "no caption"
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """The pretrained parts of a run. None: it has no such part (pixels are its latents), or one trained on its
-    own data."""
+    """The pretrained parts of a run. None: it has no such part (pixels are its latents), or one trained on
+    its own data."""
 
     image: ImageFeatures | None = None
     text: Text | None = None
     vae: Vae | None = None
+
+    def networks(self) -> list[Any]:
+        """The parts' networks."""
+        parts = (
+            self.image and self.image.network,
+            self.text and self.text.encoder,
+            self.vae and self.vae.network,
+        )
+        return [network for network in parts if network is not None]
 
     def identity(self) -> dict[str, str | None]:
         """What blocks made with equal encoders have in common."""
         return {
             "image_encoder": None if self.image is None else self.image.identity,
             "text_encoder": None if self.text is None else digest(self.text.encoder),
-            "vae": None if self.vae is None else f"{digest(self.vae.network)} {self.vae.scale} {self.vae.shift}",
+            "vae": None
+            if self.vae is None
+            else f"{digest(self.vae.network)} {self.vae.scale} {self.vae.shift}",
         }
 
 

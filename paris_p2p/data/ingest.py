@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from paris_p2p.data import parts
 from paris_p2p.data.blocks import NO_CAPTION, Encoders
 from paris_p2p.data.images import UnreadableImageError, image_size
-from paris_p2p.data.parts import Count, Flat, Part, Share
+from paris_p2p.data.parts import COMPONENTS_NAME, Count, Flat, Part, Share
 from paris_p2p.data.sources import Sample, Skipped, Source
 from paris_p2p.errors import ConfigError
 
@@ -35,8 +35,8 @@ _TYPES: dict[str, Any] = {
 class Ingested:
     """What was read, mapped from disk. `images`: (N, S, S, C) uint8, C being 1 when every image is grey, S at
     most `blocks.THUMBNAIL` when there are latents. `features`: (N, W), `latents`: (N, C, S, S), `text`:
-    (1 + M, T, W) with the row `text_rows[caption]` of each caption and of ""; None where no pretrained encoder
-    made them. `side`: the images', as asked for."""
+    (1 + M, T, W) with the row `text_rows[caption]` of each caption and of ""; None where no pretrained
+    encoder made them. `side`: the images', as asked for."""
 
     side: int
     images: NDArray[np.uint8]
@@ -65,7 +65,7 @@ def ingest(
     place = scratch or folder / "blocks"
     used, whole = checked_side(source, side), Share(1, 1)
     parts.write_part(source, place, whole, used, encoders or Encoders(), {}, progress, replace=True)
-    collect(parts.find_parts([place]), folder, used, source.captions_from, lambda *_: None)
+    collect(parts.find_parts([place]), folder, source.captions_from, lambda *_: None)
     shutil.rmtree(place)
 
 
@@ -78,15 +78,19 @@ def checked_side(source: Source, side: int | None) -> int:
     return side
 
 
-def collect(found: Sequence[Part], folder: Path, side: int, captions_from: str, progress: Count) -> None:
-    """Make the flat files in `folder` of the parts `found`. Raises `ConfigError`."""
+def collect(found: Sequence[Part], folder: Path, captions_from: str, progress: Count) -> None:
+    """Make the flat files in `folder` of the parts `found`, and `components/` of the first part's.
+
+    Raises `ConfigError`."""
     flat = parts.flatten(found, folder, progress)
+    if (found[0].folder / COMPONENTS_NAME).is_dir():
+        shutil.copytree(found[0].folder / COMPONENTS_NAME, folder / COMPONENTS_NAME)
     _require_samples(captions_from, flat)
     channels = 1 if flat.grey else 3
     flat.shapes["images"][-1] = channels
     _keep_channels(folder, len(flat.names), flat.shapes["images"][0], channels)
     details = {
-        "side": side,
+        "side": found[0].key["side"],
         "shapes": flat.shapes,
         "captions": flat.captions,
         "names": flat.names,
@@ -137,7 +141,8 @@ def _require_samples(captions_from: str, flat: Flat) -> None:
     uncaptioned = next((one.name for one in flat.skipped if one.reason == NO_CAPTION), None)
     if uncaptioned is not None:
         raise ConfigError(
-            f"captions are missing: {uncaptioned} has none, nor has any other image. A caption is {captions_from}"
+            f"captions are missing: {uncaptioned} has none, nor has any other image. A caption is "
+            f"{captions_from}"
         )
     skipped = flat.skipped
     first = f"; the first, {skipped[0].name}: {skipped[0].reason}" if skipped else ""

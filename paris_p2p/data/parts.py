@@ -1,8 +1,8 @@
 """Parts: the share of the reading and encoding that one machine does, and putting them together.
 
-Owns: the folder of a part (`part.json`, `key.json`, block files, in the first part `components/`), going on where an
-interrupted one stopped, and the flat files a merge makes of all of them. Does not own: a block's contents
-(`blocks`), what follows (`prepare`).
+Owns: the folder of a part (`part.json`, `key.json`, block files, in the first part `components/`), going on
+where an interrupted one stopped, and the flat files a merge makes of all of them. Does not own: a block's
+contents (`blocks`), what follows (`prepare`).
 
 Part i of n takes every n-th packed file of the source, or every n-th block where there are fewer files than
 parts. A block is the same bits whoever makes it, so n leaves no trace in the result.
@@ -207,7 +207,9 @@ def find_parts(folders: Sequence[Path]) -> list[Part]:
         differ = sorted(k for k in {*part.key, *first.key} if part.key.get(k) != first.key.get(k))
         if differ or part.share.of != first.share.of:
             what = ", ".join(differ) or "the number of parts"
-            raise ConfigError(f"{part.folder} and {first.folder} do not belong together: they differ in {what}")
+            raise ConfigError(
+                f"{part.folder} and {first.folder} do not belong together: they differ in {what}"
+            )
     _require_all(parts)
     return parts
 

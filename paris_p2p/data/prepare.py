@@ -1,141 +1,82 @@
 """From captioned images to a run: everything `paris-node prepare` does.
 
 Owns: the order of the stages and what passes between them; the folder DIR: `manifest.paris`, `store/`,
-`prepare.json` (report), and `work/` with the finished stages, which only a repeated prepare needs.
+`prepare.json` (report), `cards/` (what each cluster is like), `parts/` (`parts`), and `work/` with the
+finished stages, which only a repeated prepare needs.
 Does not own: each stage's work (the other modules here, `components`), the recipe (given by the caller).
 
 The same source, options and identity give the same run id, on the same kind of CPU and library versions.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from errno import ENOSPC
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from paris_p2p import clock
 from paris_p2p.components.image import ImageEncoder
 from paris_p2p.components.text import TextEncoder
 from paris_p2p.components.tiny_clip import TinyClipConfig, embed_images, reproducible, train_tiny_clip
 from paris_p2p.components.tokenizer import Tokenizer
-from paris_p2p.data import ingest, shards
-from paris_p2p.data.cluster import cluster_features, require_enough
+from paris_p2p.data import cards, ingest, parts, shards
+from paris_p2p.data.blocks import Encoders
+from paris_p2p.data.cluster import Rows, coarse_clusters, fine_clusters, require_enough
+from paris_p2p.data.duplicates import listed, near_duplicates
 from paris_p2p.data.ingest import Ingested
-from paris_p2p.data.sources import Skipped, Source, open_source
+from paris_p2p.data.options import (
+    TINY_LEASE,
+    AddInitial,
+    MakeRecipe,
+    OnProgress,
+    PrepareOptions,
+    StageProgress,
+    check_options,
+    default_name,
+    load_encoders,
+)
+from paris_p2p.data.parts import COMPONENTS_NAME, Part, PartReport, Share
+from paris_p2p.data.report import ClusterReport, Duplicates, PrepareReport, example_prompts, report_json
+from paris_p2p.data.room import bytes_needed, full_disk, require_room
+from paris_p2p.data.sources import Source, open_source
 from paris_p2p.data.stages import Stages, open_stages
-from paris_p2p.errors import ConfigError, StoreError
-from paris_p2p.ids import NodeId, RunId
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
     FORMAT,
-    MAX_CLUSTERS,
     Cluster,
-    LeaseTimes,
+    Latents,
     Manifest,
     Recipe,
     SignedManifest,
     sign_manifest,
 )
 
-TINY_LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
-STAGES = ("ingest", "clip", "embed", "cluster", "encode", "shards", "manifest")
-PIXEL_PRESETS = ("tiny", "small")
-MAX_EXAMPLES = 10
-MAX_EXAMPLE_CHARACTERS = 200
-MAX_NAME_CHARACTERS = 64
+__all__ = [
+    "STAGES",
+    "TINY_LEASE",
+    "AddInitial",
+    "MakeRecipe",
+    "PrepareOptions",
+    "PrepareReport",
+    "StageProgress",
+    "example_prompts",
+    "merge",
+    "prepare",
+    "prepare_part",
+]
+
+STAGES = ("ingest", "clip", "embed", "cluster", "cards", "encode", "shards", "manifest")
+COMPONENTS = ("text_encoder", "tokenizer", "vae")
 _SMALL_SIDE = 16  # pixels; up to here half the steps separate the captions
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareOptions:
-    """What the organiser chose. None: `clusters` 4 for digits and 8 otherwise; `image_size` the images' own
-    when small (`ingest.native_side`); `steps` the preset's; `clip_steps`, the small CLIP's training, by image
-    size; `name` the source's. `restricted`: only the organiser, the `claimants` and nodes with a pass may claim
-    roles."""
-
-    source: str
-    out: Path
-    clusters: int | None = None
-    preset: str = "tiny"
-    image_size: int | None = None
-    steps: int | None = None
-    clip_steps: int | None = None
-    seed: int = 0
-    name: str | None = None
-    lease: LeaseTimes = TINY_LEASE
-    replicas: int = 2
-    restricted: bool = False
-    claimants: tuple[NodeId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StageProgress:
-    """How far a stage of `STAGES` is: `done` of `total` (images, steps, shards), None when not known."""
-
-    stage: str
-    done: int
-    total: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterReport:
-    """One cluster: `images` in all, `heldout_images` of them held out."""
-
-    index: int
-    images: int
-    heldout_images: int
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareReport:
-    """What was made. `reused`: the stages found finished; `seconds`: how long each stage took; `initial`: a
-    sentence on what each variant of expert starts from, where that is not chance."""
-
-    run_id: RunId
-    manifest: Path
-    clusters: tuple[ClusterReport, ...]
-    skipped: tuple[Skipped, ...]
-    reused: tuple[str, ...]
-    seconds: dict[str, float]
-    initial: tuple[str, ...] = ()
-
-
-AddInitial = Callable[[Recipe, Path], tuple[str, ...]]
-"""Writes the initial weights of the recipe's variant n into the folder `initial-<n>` of the given one, and
-returns a sentence on each for people."""
-
-
-class MakeRecipe(Protocol):
-    """`diffusion.recipes.preset`, given from above: `data` must not import `diffusion`."""
-
-    def __call__(
-        self,
-        name: str,
-        *,
-        channels: int,
-        image_size: int,
-        clusters: int,
-        tokens: int,
-        text_width: int,
-        steps: int | None,
-        seed: int,
-    ) -> Recipe: ...
-
-
-OnProgress = Callable[[StageProgress], None]
 
 
 def prepare(
@@ -151,69 +92,160 @@ def prepare(
     `add_initial`: what every expert starts from, instead of random weights of its own.
     Raises `ConfigError` for unusable input, `StoreError` when the disk refuses.
     """
-    _check(options)
+    check_options(options)
     source = open_source(options.source)
-    with open_stages(options.out) as stages, disk("preparing a run", options.out), _full_disk():
-        work = _Preparation(options, source, stages, identity, make_recipe, progress)
+    with open_stages(options.out) as stages, disk("preparing a run", options.out), full_disk():
+        work = _Preparation(options, stages, identity, make_recipe, progress)
         work.add_initial = add_initial
-        return work.run()
+        encoders = load_encoders(options)
+        return work.run(lambda: work.read(source, encoders), _kept(options, source, encoders))
+
+
+def prepare_part(options: PrepareOptions, share: Share, *, progress: OnProgress) -> PartReport:
+    """Read and encode the part `share` into `options.out`/parts/I-of-N, going on where it stopped.
+
+    Raises as `prepare` does.
+    """
+    check_options(options)
+    source = open_source(options.source)
+    folder = options.out / "parts" / share.name
+    with disk("preparing a part of a run", options.out), full_disk(), _steady(options):
+        encoders = load_encoders(options)
+        side = ingest.checked_side(source, options.side)
+        kept = _kept(options, source, encoders)
+
+        def report(done: int, total: int | None) -> None:
+            progress(StageProgress("ingest", done, total))
+
+        return parts.write_part(source, folder, share, side, encoders, kept, report)
+
+
+def merge(
+    options: PrepareOptions,
+    folders: Sequence[Path],
+    *,
+    identity: Identity,
+    make_recipe: MakeRecipe,
+    progress: OnProgress,
+    add_initial: AddInitial | None = None,
+) -> PrepareReport:
+    """Make the run in `options.out` of the parts in `folders`: bit for bit what one `prepare` makes.
+
+    The parts say what `options.source`, `preset` and the encoders were. Raises as `prepare` does.
+    """
+    found = parts.find_parts(folders)
+    kept = found[0].key
+    options = replace(options, preset=str(kept["preset"]))
+    check_options(options)
+    with open_stages(options.out) as stages, disk("merging a run", options.out), full_disk():
+        work = _Preparation(options, stages, identity, make_recipe, progress)
+        work.add_initial = add_initial
+        return work.run(lambda: work.join(found), kept)
+
+
+def _kept(options: PrepareOptions, source: Source, encoders: Encoders) -> dict[str, Any]:
+    """What a merge must know beside the samples."""
+    vae = encoders.vae
+    return {
+        "preset": options.preset,
+        "name": default_name(options.source),
+        "kind": source.kind,
+        "captions_from": source.captions_from,
+        "vae_scale": None if vae is None else [vae.scale, vae.shift],
+    }
+
+
+def _steady(options: PrepareOptions) -> Any:
+    """On CPU: results that do not depend on the number of cores. A GPU's kernels are steady in themselves."""
+    return reproducible(0) if options.device == "cpu" else nullcontext()
 
 
 class _Preparation:
-    """One `prepare`: the stages in order."""
+    """One `prepare` or `merge`: the stages in order."""
 
     def __init__(
         self,
         options: PrepareOptions,
-        source: Source,
         stages: Stages,
         identity: Identity,
         make_recipe: MakeRecipe,
         progress: OnProgress,
     ) -> None:
         self.options = options
-        self.source = source
         self.stages = stages
         self.identity = identity
         self.make_recipe = make_recipe
         self.progress = progress
-        self.clusters = options.clusters or (4 if source.kind == "digits" else 8)
+        self.clusters = 0
         self.seconds: dict[str, float] = {}
         self.add_initial: AddInitial | None = None
         self.initial: tuple[str, ...] = ()
 
-    def run(self) -> PrepareReport:
-        data = self._ingest()
-        side, channels = data.images.shape[1], data.images.shape[3]
-        clip = TinyClipConfig(steps=self.options.clip_steps or (100 if side <= _SMALL_SIDE else 200))
+    def run(self, read: Callable[[], Path], kept: Mapping[str, Any]) -> PrepareReport:
+        """All stages. `read` is the first one's; `kept` as of `_kept`."""
+        self.clusters = self.options.clusters or (4 if kept["kind"] == "digits" else 8)
+        folder = read()
+        data = ingest.load(folder)
+        clip = TinyClipConfig(steps=self.options.clip_steps or (100 if data.side <= _SMALL_SIDE else 200))
         require_enough(len(data.names), self.clusters)
-        recipe = self.make_recipe(
+        recipe = self._recipe(data, clip, kept["vae_scale"])
+        require_room(self.options.out, bytes_needed(data, clip))
+        towers = self._clip(data, clip)
+        self._embed(data, towers)
+        clustered = self._cluster(data, self._features(data))
+        made = self._cards(data, self._features(data), clustered)
+        sharded = self._shards(data, clustered.labels, *self._encode(data, towers, clip))
+        places = {name: folder / COMPONENTS_NAME / name for name in COMPONENTS}
+        items = {name: place if place.is_dir() else towers / name for name, place in places.items()}
+        found = {name: item for name, item in items.items() if item.is_dir()}
+        name = self.options.name or str(kept["name"])
+        return self._manifest(data, recipe, name, found, sharded, clustered, made)
+
+    def read(self, source: Source, encoders: Encoders) -> Path:
+        """Stage `ingest` of a source."""
+
+        def make(folder: Path) -> None:
+            scratch = self.options.out / "parts" / "whole"
+            with _steady(self.options):
+                ingest.ingest(source, folder, self.options.side, self._counter("ingest"), encoders, scratch)
+
+        inputs = {"source": source.fingerprint, "side": self.options.side, **encoders.identity()}
+        return self._stage("ingest", (), inputs, make)
+
+    def join(self, found: Sequence[Part]) -> Path:
+        """Stage `ingest` of finished parts."""
+
+        def make(folder: Path) -> None:
+            ingest.collect(found, folder, str(found[0].key["captions_from"]), self._counter("ingest"))
+
+        blocks = sorted(digest for part in found for digest in part.blocks.values())
+        return self._stage("ingest", (), {"parts": found[0].key, "blocks": blocks}, make)
+
+    def _recipe(self, data: Ingested, clip: TinyClipConfig, vae_scale: Sequence[float] | None) -> Recipe:
+        latents = None
+        if data.latents is not None and vae_scale is not None:
+            channels, size = data.latents.shape[1:3]
+            latents = Latents("vae", channels, size, data.side, scale=vae_scale[0], shift=vae_scale[1])
+        tokens, width = data.text.shape[1:] if data.text is not None else (clip.context_length, clip.width)
+        return self.make_recipe(
             self.options.preset,
-            channels=channels,
-            image_size=side,
+            channels=data.images.shape[3],
+            image_size=data.side,
             clusters=self.clusters,
-            tokens=clip.context_length,
-            text_width=clip.width,
+            tokens=tokens,
+            text_width=width,
             steps=self.options.steps,
             seed=self.options.seed,
+            latents=latents,
         )
-        require_room(self.options.out, _bytes_needed(data, clip))
-        towers = self._clip(data, clip)
-        labels = self._cluster(data, self._embed(data, towers))
-        folder = self._shards(data, labels, self._encode(data, towers, clip))
-        return self._manifest(data, recipe, towers, folder)
-
-    def _ingest(self) -> Ingested:
-        def make(folder: Path) -> None:
-            ingest.ingest(self.source, folder, self.options.image_size, self._counter("ingest"))
-
-        inputs = {"source": self.source.fingerprint, "side": self.options.image_size}
-        return ingest.load(self._stage("ingest", (), inputs, make))
 
     def _clip(self, data: Ingested, config: TinyClipConfig) -> Path:
-        """Train the towers. The folder holds `image_encoder`, `text_encoder`, `tokenizer`."""
+        """Train the towers that no pretrained one stands in for. The folder holds `image_encoder`,
+        `text_encoder`, `tokenizer`."""
 
         def make(folder: Path) -> None:
+            if data.features is not None and data.text is not None:
+                return
             report = self._counter("clip")
             clip = train_tiny_clip(
                 data.images,
@@ -228,30 +260,73 @@ class _Preparation:
 
         return self._stage("clip", ("ingest",), {"config": asdict(config), "seed": self.options.seed}, make)
 
-    def _embed(self, data: Ingested, towers: Path) -> NDArray[np.float32]:
+    def _embed(self, data: Ingested, towers: Path) -> None:
         def make(folder: Path) -> None:
-            encoder = ImageEncoder.from_pretrained(towers / "image_encoder")
-            features = embed_images(encoder, data.images, self._counter("embed"))
-            (folder / "features.f32").write_bytes(features.tobytes())
+            if data.features is None:
+                encoder = ImageEncoder.from_pretrained(towers / "image_encoder")
+                features = embed_images(encoder, data.images, self._counter("embed"))
+                (folder / "features.f32").write_bytes(features.tobytes())
 
-        folder = self._stage("embed", ("clip",), {}, make)
-        return np.fromfile(folder / "features.f32", np.float32).reshape(len(data.names), -1)
+        self._stage("embed", ("clip",), {}, make)
 
-    def _cluster(self, data: Ingested, features: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _features(self, data: Ingested) -> NDArray[np.float32]:
+        """(N, W), mapped from disk."""
+        if data.features is not None:
+            return data.features
+        path = self.options.out / "work" / "embed" / "features.f32"
+        return np.memmap(path, np.float32, "r").reshape(len(data.names), -1)
+
+    def _cluster(self, data: Ingested, features: NDArray[np.float32]) -> "_Clustered":
         def make(folder: Path) -> None:
-            labels = cluster_features(features, self.clusters, self.options.seed)
+            count = self._counter("cluster")
+            fine = fine_clusters(features, self.clusters, self.options.seed)
+            repeats = near_duplicates(fine)
+            keep = repeats < 0 if self.options.drop_duplicates else None
+            labels = coarse_clusters(
+                fine, self.clusters, self.options.seed, keep=keep, balanced=self.options.balanced
+            )
             (folder / "labels.i64").write_bytes(labels.tobytes())
-            self._counter("cluster")(len(labels), len(data.names))
+            (folder / "repeats.i64").write_bytes(repeats.tobytes())
+            (folder / "scale.f32").write_bytes(fine.rows.mean.tobytes() + fine.rows.deviation.tobytes())
+            count(len(labels), len(data.names))
 
-        inputs = {"clusters": self.clusters, "seed": self.options.seed}
-        return np.fromfile(self._stage("cluster", ("embed",), inputs, make) / "labels.i64", np.int64)
+        inputs = {
+            "clusters": self.clusters,
+            "seed": self.options.seed,
+            "balanced": self.options.balanced,
+            "drop": self.options.drop_duplicates,
+        }
+        folder = self._stage("cluster", ("embed",), inputs, make)
+        mean, deviation = np.fromfile(folder / "scale.f32", np.float32).reshape(2, -1)
+        labels, repeats = (np.fromfile(folder / f"{name}.i64", np.int64) for name in ("labels", "repeats"))
+        return _Clustered(labels, repeats, mean, deviation)
 
-    def _encode(self, data: Ingested, towers: Path, clip: TinyClipConfig) -> NDArray[np.float32]:
-        """The encodings of "" and of all distinct captions in order: (1 + M, T, W), mapped from disk."""
+    def _cards(
+        self, data: Ingested, features: NDArray[np.float32], clustered: "_Clustered"
+    ) -> list[tuple[str, ...]]:
+        """Write DIR/cards. Returns each cluster's words."""
 
+        def make(folder: Path) -> None:
+            rows = Rows(features, clustered.mean, clustered.deviation)
+            made = cards.make_cards(rows, clustered.labels, data.captions, self.clusters)
+            cards.write_cards(folder, made, data.images, data.names)
+            (folder / "words.json").write_text(json.dumps([one.words for one in made]), encoding="utf-8")
+            self._counter("cards")(len(made), len(made))
+
+        folder = self._stage("cards", ("cluster",), {}, make)
+        shutil.rmtree(self.options.out / "cards", ignore_errors=True)
+        shutil.copytree(folder, self.options.out / "cards", ignore=shutil.ignore_patterns("words.json"))
+        return [tuple(words) for words in json.loads((folder / "words.json").read_text(encoding="utf-8"))]
+
+    def _encode(
+        self, data: Ingested, towers: Path, clip: TinyClipConfig
+    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+        """The encodings of "" and of all distinct captions, (1 + M, T, W), mapped; each one's row."""
         texts = ["", *sorted(set(data.captions))]
 
         def make(folder: Path) -> None:
+            if data.text is not None:
+                return
             tokenizer = Tokenizer.from_pretrained(towers / "tokenizer")
             encoder = TextEncoder.from_pretrained(towers / "text_encoder")
             report = self._counter("encode")
@@ -263,25 +338,33 @@ class _Preparation:
                     report(min(start + 256, len(texts)), len(texts))
 
         folder = self._stage("encode", ("clip",), {}, make)
+        if data.text is not None and data.text_rows is not None:
+            return data.text, data.text_rows
         flat = np.memmap(folder / "text.f32", np.float32, "r")
-        return flat.reshape(len(texts), clip.context_length, clip.width)
+        rows = {text: row for row, text in enumerate(texts)}
+        return flat.reshape(len(texts), clip.context_length, clip.width), rows
 
-    def _shards(self, data: Ingested, labels: NDArray[np.int64], encodings: NDArray[np.float32]) -> Path:
+    def _shards(
+        self,
+        data: Ingested,
+        labels: NDArray[np.int64],
+        encodings: NDArray[np.float32],
+        text_rows: dict[str, int],
+    ) -> Path:
         def make(folder: Path) -> None:
             out = shards.held_out(data.names, labels, self.options.seed)
             report = self._counter("shards")
-            column = {caption: index for index, caption in enumerate(sorted(set(data.captions)), 1)}
             for cluster in range(self.clusters):
                 for part, held in (("train", False), ("heldout", True)):
                     chosen = np.flatnonzero((labels == cluster) & (out == held))
                     shards.write_shard(
                         folder / _shard_name(cluster, part),
                         cluster,
-                        shards.pixel_latents(data.images[chosen]),
+                        shards.pick_latents(data.latents, data.images, chosen),
                         [data.captions[index] for index in chosen],
-                        column,
+                        text_rows,
                         encodings,
-                        encodings[0],
+                        encodings[text_rows[""]],
                     )
                 report(cluster + 1, self.clusters)
             counts = [_counts(labels, out, cluster) for cluster in range(self.clusters)]
@@ -289,7 +372,16 @@ class _Preparation:
 
         return self._stage("shards", ("cluster", "encode"), {"seed": self.options.seed}, make)
 
-    def _manifest(self, data: Ingested, recipe: Recipe, towers: Path, folder: Path) -> PrepareReport:
+    def _manifest(
+        self,
+        data: Ingested,
+        recipe: Recipe,
+        name: str,
+        components: Mapping[str, Path],
+        folder: Path,
+        clustered: "_Clustered",
+        words: Sequence[tuple[str, ...]],
+    ) -> PrepareReport:
         """Put everything into the store, sign, and report."""
         began = clock.monotonic()
         out = self.options.out
@@ -298,11 +390,11 @@ class _Preparation:
         signed = sign_manifest(
             Manifest(
                 format=FORMAT,
-                name=self.options.name or _default_name(self.options.source),
+                name=name,
                 organiser=self.identity.node_id,
                 recipe=recipe,
                 clusters=self._add_clusters(store, folder),
-                components={name: store.add(towers / name) for name in ("text_encoder", "tokenizer")},
+                components={name: store.add(place) for name, place in components.items()},
                 lease=self.options.lease,
                 replicas=self.options.replicas,
                 example_prompts=example_prompts(data.captions, self.options.seed),
@@ -314,8 +406,8 @@ class _Preparation:
         write_atomic(out / "manifest.paris", signed.data)
         _keep_only(store, signed.manifest, store.add(out / "manifest.paris"))
         self.seconds["manifest"] = round(clock.monotonic() - began, 3)
-        report = self._report(data, signed)
-        write_atomic(out / "prepare.json", _report_json(report))
+        report = self._report(data, signed, clustered, words)
+        write_atomic(out / "prepare.json", report_json(report))
         return report
 
     def _with_initial(self, store: ContentStore, recipe: Recipe) -> Recipe:
@@ -337,17 +429,28 @@ class _Preparation:
             self._counter("manifest")(index + 1, len(counts))
         return tuple(clusters)
 
-    def _report(self, data: Ingested, signed: SignedManifest) -> PrepareReport:
+    def _report(
+        self,
+        data: Ingested,
+        signed: SignedManifest,
+        clustered: "_Clustered",
+        words: Sequence[tuple[str, ...]],
+    ) -> PrepareReport:
+        repeats = clustered.repeats
+        groups = tuple(listed(repeats, data.names))
         return PrepareReport(
             run_id=signed.run_id,
             manifest=self.options.out / "manifest.paris",
             clusters=tuple(
-                ClusterReport(one.index, one.images + one.heldout_images, one.heldout_images)
+                ClusterReport(
+                    one.index, one.images + one.heldout_images, one.heldout_images, words[one.index]
+                )
                 for one in signed.manifest.clusters
             ),
             skipped=data.skipped,
             reused=tuple(self.stages.reused),
             seconds=self.seconds,
+            duplicates=Duplicates(int((repeats >= 0).sum()), self.options.drop_duplicates, groups),
             initial=self.initial,
         )
 
@@ -363,49 +466,14 @@ class _Preparation:
         return lambda done, total: self.progress(StageProgress(stage, done, total))
 
 
-def require_room(folder: Path, needed: int) -> None:
-    """Raises `StoreError` when fewer than `needed` bytes are free where `folder` is: better now than after
-    minutes of work."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"disk full: preparing this run needs about {needed} bytes under {folder}, {needed - free} more "
-            "than are free; free some space, or choose another --out"
-        )
+@dataclass(frozen=True, slots=True)
+class _Clustered:
+    """Each image's cluster (-1: dropped), which image it repeats (-1: none), how features are compared."""
 
-
-def example_prompts(captions: Sequence[str], seed: int) -> tuple[str, ...]:
-    """At most ten captions to show newcomers: all of them, in order of appearance, when there are no more;
-    else the most frequent, equally frequent ones drawn by a hash."""
-    counts = Counter(caption for caption in captions if len(caption) <= MAX_EXAMPLE_CHARACTERS)
-    if len(counts) <= MAX_EXAMPLES:
-        return tuple(counts)
-
-    def rank(caption: str) -> tuple[int, bytes]:
-        return -counts[caption], hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
-
-    return tuple(sorted(counts, key=rank)[:MAX_EXAMPLES])
-
-
-def _check(options: PrepareOptions) -> None:
-    """What can be refused before any work."""
-    if options.clusters is not None and not 1 <= options.clusters <= MAX_CLUSTERS:
-        raise ConfigError(f"{options.clusters} clusters: a run has 1 to {MAX_CLUSTERS}")
-    if options.preset not in PIXEL_PRESETS:
-        raise ConfigError(
-            f"preset {options.preset!r} cannot be prepared; there are: {', '.join(PIXEL_PRESETS)}"
-        )
-    if any(steps is not None and steps < 1 for steps in (options.steps, options.clip_steps)):
-        raise ConfigError("training takes at least 1 step")
-    if options.name is not None and not 1 <= len(options.name) <= MAX_NAME_CHARACTERS:
-        raise ConfigError(f"a run's name has 1 to {MAX_NAME_CHARACTERS} characters")
-    if not 0 <= options.seed < 1 << 32:
-        raise ConfigError(f"seed {options.seed} is not in 0 to {(1 << 32) - 1}")
-
-
-def _default_name(source: str) -> str:
-    name = Path(source).expanduser().absolute().name if source != "digits" else source
-    return name.split(".")[0][:MAX_NAME_CHARACTERS] or "run"
+    labels: NDArray[np.int64]
+    repeats: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
 
 
 def _shard_name(cluster: int, part: str) -> str:
@@ -418,12 +486,6 @@ def _counts(labels: NDArray[np.int64], out: NDArray[np.bool_], cluster: int) -> 
     return int((of_cluster & ~out).sum()), int((of_cluster & out).sum())
 
 
-def _bytes_needed(data: Ingested, clip: TinyClipConfig) -> int:
-    """Latents once; caption encodings once for all and at most twice more in the shards; some change."""
-    captions = len(set(data.captions)) * clip.context_length * clip.width * 4
-    return data.images.size * 4 + 3 * captions + (32 << 20)
-
-
 def _keep_only(store: ContentStore, manifest: Manifest, own: ContentRef) -> None:
     """Drop what an earlier prepare with other options left: a publisher seeds all that is in the store."""
     wanted = {own.info_hash, *(ref.info_hash for ref in manifest.components.values())}
@@ -433,29 +495,3 @@ def _keep_only(store: ContentStore, manifest: Manifest, own: ContentRef) -> None
     for ref in store.complete():
         if ref.info_hash not in wanted:
             store.remove(ref.info_hash)
-
-
-def _report_json(report: PrepareReport) -> bytes:
-    plain = {
-        "run_id": report.run_id.hex(),
-        "clusters": [
-            {"id": one.index, "images": one.images, "heldout_images": one.heldout_images}
-            for one in report.clusters
-        ],
-        "skipped": [asdict(one) for one in report.skipped],
-        "reused": list(report.reused),
-        "seconds": report.seconds,
-        "initial": list(report.initial),
-    }
-    return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-@contextmanager
-def _full_disk() -> Iterator[None]:
-    """safetensors reports a full disk as text."""
-    try:
-        yield
-    except SafetensorError as error:
-        if "No space left" in str(error):
-            raise OSError(ENOSPC, str(error)) from error
-        raise

@@ -1,7 +1,8 @@
 """Writing the shards experts train on, and choosing what each cluster holds out.
 
-Owns: the shard file's making (`shard.safetensors`, one a content item), the held-out split. Does not own:
-reading shards (`diffusion`), which image is in which cluster (`cluster`).
+Owns: the shard file's making (`shard.safetensors`, one a content item), row by row, so that a shard may be
+larger than memory; the held-out split. Does not own: reading shards (`diffusion`), which image is in which
+cluster (`cluster`).
 
 Tensors: `latents` F32 (N, C, S, S); `caption_index` I64 (N,); `captions` F32 (M, T, W), the encodings of the
 shard's M distinct captions; `uncond` F32 (T, W), the encoding of "". Metadata: `format`, `cluster`, and
@@ -10,16 +11,37 @@ shard's M distinct captions; `uncond` F32 (T, W), the encoding of "". Metadata: 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 FORMAT = "1"
 FILE_NAME = "shard.safetensors"
 HELD_OUT_SHARE = 0.05
+CHUNK = 256  # rows in memory at once
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Rows of an array that may be mapped from disk, gathered as they are asked for.
+
+    `rows`: (N,) of `array`; `shape`: of what `made` (by default nothing is made) leaves of them, (N, …)."""
+
+    array: NDArray[np.float32] | NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    shape: tuple[int, ...]
+    made: Callable[[NDArray[np.uint8]], Array] | None = None
+
+    def chunks(self) -> Iterator[Array]:
+        """All of it in order, `CHUNK` rows at a time."""
+        for start in range(0, len(self.rows), CHUNK):
+            part = self.array[self.rows[start : start + CHUNK]]
+            yield np.ascontiguousarray(part if self.made is None else self.made(part), np.float32)  # type: ignore[arg-type]
 
 
 def held_out(names: Sequence[str], labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -44,47 +66,64 @@ def _draw(name: str, seed: int) -> float:
     return int.from_bytes(digest[:7], "big") / (1 << 56)
 
 
-def pixel_latents(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def pixel_latents(images: NDArray[np.uint8]) -> Array:
     """Images (N, S, S, C) as pixel-space latents: (N, C, S, S) in [-1, 1]."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(127.5) - 1
+
+
+def pick_latents(latents: Array | None, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> Picked:
+    """The `rows` of `latents`, or where there are none of the `images` (N, S, S, C), as pixel latents."""
+    if latents is not None:
+        return Picked(latents, rows, (len(rows), *latents.shape[1:]))
+    side, _, channels = images.shape[1:]
+    return Picked(images, rows, (len(rows), channels, side, side), pixel_latents)
 
 
 def write_shard(
     folder: Path,
     cluster: int,
-    latents: NDArray[np.float32],
+    latents: Picked,
     captions: Sequence[str],
-    caption_column: dict[str, int],
-    encodings: NDArray[np.float32],
-    uncond: NDArray[np.float32],
+    caption_row: dict[str, int],
+    encodings: Array,
+    uncond: Array,
 ) -> None:
     """Write `folder`/shard.safetensors, byte for byte the same for the same input. Raises `OSError`.
 
     latents: (N, C, S, S) of the images with these N `captions`; encodings: (all, T, W), the row of a caption
-    being `caption_column[caption]`; uncond: (T, W).
+    being `caption_row[caption]`; uncond: (T, W).
     """
     distinct = sorted(set(captions))
     row = {caption: index for index, caption in enumerate(distinct)}
-    tensors = {
-        "latents": latents,
-        "caption_index": np.array([row[caption] for caption in captions], dtype=np.int64),
-        "captions": np.ascontiguousarray(encodings[[caption_column[caption] for caption in distinct]]),
-        "uncond": np.ascontiguousarray(uncond),
+    index = np.array([row[caption] for caption in captions], dtype=np.int64)
+    rows = np.array([caption_row[caption] for caption in distinct], dtype=np.int64)
+    encoded = Picked(encodings, rows, (len(rows), *encodings.shape[1:]))
+    shapes = {
+        "caption_index": ("I64", index.shape),
+        "captions": ("F32", encoded.shape),
+        "latents": ("F32", latents.shape),
+        "uncond": ("F32", uncond.shape),
     }
     metadata = {"format": FORMAT, "cluster": str(cluster), "captions": json.dumps(distinct)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / FILE_NAME, metadata)
-    sort_header(folder / FILE_NAME)
+    with (folder / FILE_NAME).open("wb") as file:
+        file.write(_header(shapes, metadata))
+        file.write(index.tobytes())
+        for chunk in encoded.chunks():
+            file.write(chunk.tobytes())
+        for chunk in latents.chunks():
+            file.write(chunk.tobytes())
+        file.write(np.ascontiguousarray(uncond, np.float32).tobytes())
 
 
-def sort_header(path: Path) -> None:
-    """Put a safetensors header's keys in order, in place: the library writes metadata in an order that
-    changes from run to run, which would change the content id."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) > length:
-            raise ValueError(f"{path}: the sorted header does not fit its place")
-        file.seek(8)
-        file.write(ordered.ljust(length))
+def _header(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """A safetensors header for tensors that follow in this order. The library itself writes metadata in an
+    order that changes from run to run, which would change the content id, and wants all tensors in memory."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (kind, shape) in shapes.items():
+        begin, end = end, end + int(np.prod(shape)) * (8 if kind == "I64" else 4)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text

@@ -54,8 +54,8 @@ class Skipped:
 @dataclass(frozen=True, slots=True)
 class Source:
     """A source of samples. `fingerprint` changes when its files do; `listing` only when their names or sizes
-    do, wherever they lie; `captions_from` tells the user where a caption is looked for. Each of `units` walks a
-    piece of it anew (a packed file, or all of a folder), in a fixed order, with constant memory."""
+    do, wherever they lie; `captions_from` tells the user where a caption is looked for. Each of `units` walks
+    a piece of it anew (a packed file, or all of a folder), in a fixed order, with constant memory."""
 
     kind: str
     fingerprint: str
@@ -122,7 +122,9 @@ def _files(paths: list[Path]) -> Source:
     if parquet:
         where = f"a column {' / '.join(CAPTION_KEYS)}"
         prefixes = [f"{path.name} " if len(paths) > 1 else "" for path in paths]
-        walks = [partial(_parquet_samples, path, prefix) for path, prefix in zip(paths, prefixes, strict=True)]
+        walks = [
+            partial(_parquet_samples, path, prefix) for path, prefix in zip(paths, prefixes, strict=True)
+        ]
         return Source("parquet", *stamps, where, tuple(walks))
     where = f"a member of the same key ending in .txt, or .json with {' / '.join(CAPTION_KEYS)}"
     return Source("webdataset", *stamps, where, tuple(partial(_tar_samples, path) for path in paths))

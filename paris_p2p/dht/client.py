@@ -153,6 +153,8 @@ class Dht:
         self._joined = trio.Event()
         self._restarts = 0
         self._closing = trio.Event()
+        self._client_mode = config.client_mode
+        self._changing = False  # the worker is ended so that the next one starts in another mode
         self._own = OwnRecords()
         self._wants_republishing = trio.Event()
 
@@ -165,6 +167,15 @@ class Dht:
     def addresses(self) -> tuple[str, ...]:
         """The worker's dialable multiaddrs with /p2p/, as it last started; none in client mode."""
         return self._addresses
+
+    def only_ask(self, client_mode: bool) -> None:
+        """Ask and publish only, or answer others too: a node that cannot be dialled must not stand in their
+        routing tables. The worker is replaced when that changes; requests wait a second."""
+        if client_mode != self._client_mode:
+            self._client_mode = client_mode
+            if self._link is not None:
+                self._changing = True
+                self._link.worker.kill()
 
     async def publish(
         self, records: Sequence[SignedRecord], *, deadline_s: float = REQUEST_DEADLINE_S
@@ -295,7 +306,9 @@ class Dht:
                     raise
                 if self._closing.is_set():
                     return
-                self._notices.say(Notice("worker", "", f"{_summary(error)}; starting it again"))
+                if not self._changing:
+                    self._notices.say(Notice("worker", "", f"{_summary(error)}; starting it again"))
+                self._changing = False
                 if isinstance(error, NetworkError):
                     # a port that is fixed only because the last worker had it may be someone else's now
                     self._listen = self._config.listen
@@ -318,7 +331,7 @@ class Dht:
             announce=list(self._config.announce),
             bootstrap=list(self._config.bootstrap),
             known=self._peers.candidates(clock.unix(), KNOWN_AT_START, self._rng),
-            client_mode=self._config.client_mode,
+            client_mode=self._client_mode,
             must_join=self._config.must_join and not self._joined.is_set(),
         )
         try:

@@ -4,13 +4,15 @@ Owns: local storage, who delivered what, who has to give way when it is full. Do
 is valid (`validator`). Imports hivemind: only the DHT worker uses this module.
 
 Owners are free to make, so a limit for each owner is worth nothing. The DHT peer that *delivered* a record
-costs a connection and a process: places are shared out among those. When a key (or the storage) is full, a
-newcomer takes a place of the peer with the most places, unless it has as many itself: whoever floods
-displaces itself only, and a record that is stored again counts for the peer that stored it last, its owner's
-own node. Among that peer's records the one that would stay longest goes.
+costs a connection and a process: places are shared out among those. When a key is full, a newcomer takes a
+place of the peer with the most places, unless it has as many itself. When the storage is full, each key is
+charged in equal parts to all peers that delivered its records, and the keys go first of which every deliverer
+is charged much: whoever floods displaces itself, two peers that deliver for each other are charged for all of
+it together, and none pushes an honest peer's key out by joining it. A record that is stored again counts for
+the peer that stored it last, its owner's own node. Among equals the record that would stay longest goes.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -61,7 +63,17 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
             stored = bool(entry.value.store(subkey, value, expiration_time))
         if stored:
             self._deliverers.setdefault(key, {})[subkey] = deliverer.get()
+            self._forget_expired(key)
         return stored
+
+    def _forget_expired(self, key: Any) -> None:
+        """Who delivered what is kept for a bounded number of records that are gone."""
+        known = self._deliverers[key]
+        if len(known) > 2 * MAX_OWNERS:
+            live = {subkey for subkey, _ in self.data[key].value.items()}
+            self._deliverers[key] = {subkey: who for subkey, who in known.items() if subkey in live}
+        if len(self._deliverers) > 2 * len(self.data) + MAX_OWNERS:
+            self._deliverers = {key: who for key, who in self._deliverers.items() if key in self.data}
 
     def _store_first(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
         self._deliverers.pop(key, None)  # of records under this key that have expired
@@ -83,7 +95,7 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
         return bool(victims)
 
     def _has_room(self) -> bool:
-        """Whether one more key fits, if need be after displacing keys that only one peer uses."""
+        """Whether one more key fits, if need be after displacing keys of peers that are charged more."""
         if len(self.data) < MAX_KEYS:
             return True
         now, newcomer = clock.monotonic(), deliverer.get()
@@ -92,8 +104,8 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
             return False
         self._walked[newcomer] = now
         self._deliverers = {key: who for key, who in self._deliverers.items() if key in self.data}
-        alone = {key: next(iter(who.values())) for key, who in self._deliverers.items() if len(who) == 1}
-        for key in displaced(alone, newcomer, lambda key: self.data[key].expiration_time):
+        holders = {key: frozenset(who.values()) for key, who in self._deliverers.items()}
+        for key in overcharged(holders, newcomer, lambda key: self.data[key].expiration_time):
             del self[key]
             self._deliverers.pop(key)
         return len(self.data) < MAX_KEYS
@@ -131,6 +143,22 @@ def displaced(held: Mapping[Any, bytes], newcomer: bytes, expiration_of: Callabl
         return []
     theirs = sorted((place for place, who in held.items() if who == most), key=expiration_of, reverse=True)
     return theirs[: min(_KEYS_AT_ONCE, count - counts[newcomer] - 1)]
+
+
+def overcharged(
+    holders: Mapping[Any, frozenset[bytes]], newcomer: bytes, expiration_of: Callable[[Any], float]
+) -> list[Any]:
+    """The keys of `holders` (key -> peers that delivered its records) that give way to `newcomer`'s next:
+    some of those whose every peer is charged more than the newcomer would be, the most charged first."""
+    charges: defaultdict[bytes, float] = defaultdict(float)
+    for peers in holders.values():
+        for peer in peers:
+            charges[peer] += 1 / len(peers)
+    weight = {key: min(charges[peer] for peer in peers) for key, peers in holders.items() if peers}
+    over = [key for key, charge in weight.items() if charge > charges[newcomer] + 1]
+    over.sort(key=lambda key: (weight[key], expiration_of(key)), reverse=True)
+    excess = int(weight[over[0]] - charges[newcomer]) if over else 0
+    return over[: min(_KEYS_AT_ONCE, excess)]
 
 
 def dictionary(items: Iterable[tuple[Any, Any]]) -> Any:

@@ -7,8 +7,9 @@ role.
 On several devices of one machine every process draws the whole batch's chance, computes its own rows, and
 adds its gradients to the others': the step is the same whatever their number, up to rounding.
 
-The same seed, machine and thread count give the same bits, and a resumed run the bits of an unbroken one: all
-chance comes from one CPU generator that is part of the resume bundle, and the data order from the step.
+The same seed, machine, thread count and micro-batch give the same bits, and a resumed run the bits of an
+unbroken one: all chance comes from one CPU generator that is part of the resume bundle, and the data order
+from the step. (Where memory is short, another micro-batch may be chosen after a resume: then up to rounding.)
 """
 
 import logging

@@ -48,8 +48,6 @@ class Circuits:
         self._nursery = nursery
         self._answering = 0
         self.punching = True
-        self.on_path: Callable[[str], None] = lambda path: None
-        """Told how each circuit ended up: `PUNCHED` or `RELAYED`."""
 
     async def probe(self, helper: Endpoint, port: int) -> Answer:
         """Whether `helper` can dial our `port`, and where it sees us. Raises `TransportError`."""
@@ -75,9 +73,7 @@ class Circuits:
         except BaseException:
             close(sock)
             raise
-        stream = await self._host.adopt(sock, node_id, RELAYED)
-        self.on_path(RELAYED)
-        return stream
+        return await self._host.adopt(sock, node_id, RELAYED)
 
     async def _dial_punched(self, node_id: NodeId, sock: socket.socket, answer: Answer) -> TlsStream | None:
         punched = await self._punch(sock, answer)
@@ -85,12 +81,10 @@ class Circuits:
             return None
         try:
             with within(PUNCHED_HANDSHAKE_S, "the handshake"):
-                stream = await self._host.adopt(punched, node_id, PUNCHED)
+                return await self._host.adopt(punched, node_id, PUNCHED)
         except TransportError as error:
             _log.debug("a punched connection came to nothing: %s", error)
             return None
-        self.on_path(PUNCHED)
-        return stream
 
     async def _punch(self, sock: socket.socket, answer: Answer) -> socket.socket | None:
         """None at once when there is nothing to punch: at a relay near by, or told of no address."""

@@ -7,7 +7,7 @@ writes in worker threads. Does not own: finding and dialling peers (`net.discove
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ class Download:
         self._metadata = MetadataFetch()
         self._storing = False  # metadata is being checked and stored
         self._early: dict[Connection, tuple[bytes, list[PieceIndex]]] = {}  # before the layout is known
-        self._work: deque[tuple[Callable[[], object], Callable[[object], None]]] = deque()
+        self._work: deque[Callable[[], Awaitable[None]]] = deque()
         self._working = trio.Event()
         self._unverified = 0
         self._complete = trio.Event()
@@ -119,16 +119,15 @@ class Download:
                 self.fill_all()
 
     async def _verify_loop(self) -> None:
-        """Hashes and writes, one thing after the other, in worker threads."""
+        """Checks and writes, one thing after the other."""
         while True:
             while self._work:
-                job, then = self._work.popleft()
-                then(await self._item.shared.blocking(job))
+                await self._work.popleft()()
             self._working = trio.Event()
             await self._working.wait()
 
-    def _submit(self, job: Callable[[], object], then: Callable[[object], None]) -> None:
-        self._work.append((job, then))
+    def _submit(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work.append(work)
         self._working.set()
 
     # -- connections -----------------------------------------------------------------------------
@@ -231,7 +230,8 @@ class Download:
                 return error
             return None
 
-        def stored(error: object) -> None:
+        async def work() -> None:
+            error = await self._item.shared.blocking(store)
             if isinstance(error, RemoteProtocolError):
                 connection.end(m.BYE_VIOLATION, error)
             else:
@@ -239,7 +239,7 @@ class Download:
             self._storing = False
             self._after_metadata()
 
-        self._submit(store, stored)
+        self._submit(work)
 
     def _after_metadata(self) -> None:
         layout = self._partial.layout
@@ -376,14 +376,30 @@ class Download:
         length = sum(map(len, data))
         self._unverified += length
 
-        def verified(good: object) -> None:
+        async def work() -> None:
+            good = await self._check_and_write(piece, data)
             self._unverified -= length
             if good:
                 self._on_good(connection, piece, length)
             else:
                 self._on_bad(piece, length)
 
-        self._submit(lambda: self._partial.write_piece(piece, data), verified)
+        self._submit(work)
+
+    async def _check_and_write(self, piece: PieceIndex, data: Sequence[Buffer]) -> bool:
+        # Hashed in this thread, a fifth of a millisecond at a time: a second thread that hashes takes the
+        # interpreter from this one and back for every 16 KiB, which costs more than the hashes. The disk
+        # may make us wait: a worker thread writes.
+        steps = self._partial.check_in_steps(piece, data)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                if not done.value:
+                    return False
+                break
+            await trio.lowlevel.checkpoint()
+        return await self._item.shared.blocking(lambda: self._partial.write_piece(piece, data, checked=True))
 
     def _on_good(self, connection: Connection, piece: PieceIndex, length: int) -> None:
         assert self._scheduler is not None

@@ -51,8 +51,6 @@ class Reachability:
         self._dialable: bool | None = None
         self._mapped: str | None = None
         self._reserved: dict[str, str] = {}  # relay -> our address through it
-        self._last_path = ""
-        circuits.on_path = self._note_path
 
     @property
     def state(self) -> State:
@@ -60,7 +58,7 @@ class Reachability:
         if self._dialable:
             return "mapped" if self._mapped else "direct"
         if self._reserved:
-            return "punched" if self._last_path == PUNCHED else "relayed"
+            return "punched" if self._host.last_path == PUNCHED else "relayed"
         return "unknown" if self._dialable is None else "outbound-only"
 
     @property
@@ -69,9 +67,6 @@ class Reachability:
         if self._dialable:
             return () if self._mapped is None else (self._mapped,)
         return tuple(self._reserved.values())
-
-    def _note_path(self, path: str) -> None:
-        self._last_path = path
 
     async def run(self, find_helpers: FindHelpers) -> None:
         """Until cancelled."""

@@ -21,7 +21,6 @@ from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.raw import ASK_S, close, receive_exactly, receive_into, seen_from, send_all, within
-from paris_p2p.net.transport import unwrapped
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import peer_id_text, verify
 from paris_p2p.wire.reach import Answer, Ask, Opening, Status
@@ -33,7 +32,7 @@ PONG_S = 15.0
 MEET_S = 8.0  # for the dialled node to come to the relay
 MAX_WAITING = 64  # circuits that wait for the dialled node
 COPY_BYTES = 64 * 1024
-DIAL_BACK_S = 6.0
+DIAL_BACK_S = 3.0
 GOODBYE_S = 5.0  # for the other end to be done, too
 MAX_CALLERS = 512
 
@@ -95,10 +94,10 @@ class RelayService:
     async def _answer(self, opening: Opening, sock: socket.socket, caller: Endpoint) -> None:
         if opening.ask is Ask.PROBE:
             await self._probe(opening, sock, caller)
-        elif not self.relays:
-            await _say(sock, Answer(Status.BUSY))
         elif opening.ask is Ask.RESERVE:
             await self._reserve(opening, sock, caller)
+        elif not self.relays:
+            await _say(sock, Answer(Status.BUSY))
         elif opening.ask is Ask.DIAL:
             await self._dial(opening, sock, caller)
         else:
@@ -125,7 +124,7 @@ class RelayService:
     async def _reserve(self, opening: Opening, sock: socket.socket, caller: Endpoint) -> None:
         node_id, host = reach.subject_node(opening), host_key(caller.host)
         await self._check_owner(node_id, sock)
-        if not self.ledger.reservations.take(host):
+        if not self.relays or not self.ledger.reservations.take(host):
             await _say(sock, Answer(Status.BUSY))
             return
         try:
@@ -149,20 +148,23 @@ class RelayService:
             close(old.sock)
         self._reserved[reservation.node_id] = reservation
         try:
-            with unwrapped():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._ping, reservation)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ping, reservation, nursery.cancel_scope)
+                with suppress(TransportError):
                     while True:
                         with within(PING_S + PONG_S, "an answer to a ping"):
                             await receive_exactly(reservation.sock, len(reach.PONG))
+                nursery.cancel_scope.cancel()
         finally:
             if self._reserved.get(reservation.node_id) is reservation:
                 del self._reserved[reservation.node_id]
 
-    async def _ping(self, reservation: _Reservation) -> None:
-        while True:
-            await trio.sleep(PING_S)
-            await self._tell(reservation, reach.PING)
+    async def _ping(self, reservation: _Reservation, over: trio.CancelScope) -> None:
+        with suppress(TransportError):
+            while True:
+                await trio.sleep(PING_S)
+                await self._tell(reservation, reach.PING)
+        over.cancel()
 
     async def _tell(self, reservation: _Reservation, token: bytes) -> None:
         async with reservation.writing:

@@ -25,7 +25,7 @@ from paris_p2p.net.discovery import Discovery, FindPeers
 from paris_p2p.net.download import Download, Progress
 from paris_p2p.net.fetch_job import FetchJob
 from paris_p2p.net.item import Item, Shared
-from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.net.multi import MultiNetwork, ReachOptions, open_network
 from paris_p2p.net.reachability import Reachability
 from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
@@ -119,6 +119,13 @@ class Swarm:
     def in_use(self) -> frozenset[InfoHash]:
         """The items being fetched, or served to somebody who is connected. From any thread."""
         return frozenset(list(self._fetches) + list(self._items))
+
+    def seeded_enough(self, info_hash: InfoHash, length: int) -> bool:
+        """Whether the complete item, of `length` bytes, was served as much as the limits ask for; counted
+        from the first call, if nobody asked for the item before."""
+        now = trio.current_time()
+        served = self._shared.served.setdefault(info_hash, Served(now))
+        return self._shared.limits.seeded_enough(served.bytes, length, now - served.since)
 
     def set_limits(self, limits: SwarmLimits) -> None:
         """New limits from now on; transfers under way go on within them."""

@@ -40,7 +40,8 @@ ALPN = "paris-swarm/1"
 DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"  # the paths a connection may take
 CONNECT_S = 5.0
 HANDSHAKE_S = 10.0
-WRITE_S = 15.0  # for each `SOCKET_BYTES`
+WRITE_S = 15.0  # without any progress
+FLUSH_S = 60.0  # for `SOCKET_BYTES`
 CLOSE_S = 2.0
 MAX_CONNECTIONS = 512  # inbound, authenticated
 MAX_PER_PEER = 64
@@ -48,6 +49,10 @@ MAX_HALF_OPEN = 128  # inbound, not yet authenticated; the oldest makes way
 BACKLOG = 256
 SOCKET_BYTES = 256 * 1024  # read and written at once
 NOT_SENT_BYTES = 128 * 1024  # what waits in the kernel can no longer be overtaken
+FIRST_READ_BYTES = 17 * 1024  # one record and a little: what is fed to TLS at once of a stranger
+TRUST_SHARE = 16  # of what a peer sent in data, that much is read at once
+MAX_IDLE_BYTES = 32 * 1024  # of TLS's own messages in a connection's life, and a record begun
+RECORD_BYTES = 22  # of a TLS 1.3 record besides its data
 NONCE_BYTES = 32
 PROOF_BYTES = NODE_ID_BYTES + SIGNATURE_BYTES
 _PROOF_CONTEXT = b"paris-p2p/tls-client/1:"
@@ -75,6 +80,8 @@ class TlsStream(DirectStream):
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the socket
         self._ended = False  # the peer sends no more
         self._closed = False
+        self._fed = 0  # bytes given to TLS to decrypt
+        self._useful = 0  # what of them brought data
         self.path = DIRECT
         self.when_broken: Callable[[], None] = lambda: None
         """Called when the connection breaks under us: not for a peer that says it is done."""
@@ -125,8 +132,8 @@ class TlsStream(DirectStream):
             await self._wait_readable()
 
     def _decrypt(self, buffer: memoryview) -> int:
-        """Fills `buffer` as far as the socket has something now."""
-        got = 0
+        """Fills `buffer` as far as the socket has something now; reads it once when that brings no data."""
+        got, fresh = 0, False
         try:
             while got < len(buffer) and not self._ended:
                 try:
@@ -134,9 +141,11 @@ class TlsStream(DirectStream):
                     count: int = self._tls.read(len(buffer) - got, buffer[got:])  # type: ignore[assignment]
                     self._ended = count == 0
                     got += count
+                    self._useful += count + RECORD_BYTES
                 except ssl.SSLWantReadError:
-                    if not self._take():
+                    if (fresh and not got) or not self._take():
                         break
+                    fresh = True
         except ssl.SSLError as error:
             if got:
                 return got  # what came before is good; the next call raises again
@@ -148,14 +157,22 @@ class TlsStream(DirectStream):
         return TransportError(why)
 
     def _take(self) -> bool:
-        """Moves what the socket has into the TLS machine; False when it has nothing."""
+        """Moves what the socket has into the TLS machine; False when it has nothing.
+
+        TLS's own messages are work without data (a key update: 27 bytes, a tenth of a millisecond), and all
+        that is here is worked on in one call: hence no more than a little at a time, and in all.
+        """
+        if self._fed - self._useful > MAX_IDLE_BYTES:
+            raise self._broken("the peer sends messages of TLS and no data")
+        wanted = min(max(FIRST_READ_BYTES, self._useful // TRUST_SHARE), SOCKET_BYTES)
         try:
-            count = self._sock.recv_into(self._scratch)
+            count = self._sock.recv_into(self._scratch, wanted)
         except BlockingIOError:
             return False
         except OSError as error:
             raise self._broken(f"read failed: {error.strerror or error}") from None
         if count:
+            self._fed += count
             self._incoming.write(self._view[:count])
         else:
             self._incoming.write_eof()  # without TLS's own goodbye the next read says that it was cut off
@@ -282,6 +299,8 @@ class TlsHost:
         """Where this host listens, with real ports."""
         self.divert: Callable[[socket.socket], Awaitable[None]] | None = None
         """Takes the inbound connections that do not begin with a TLS record."""
+        self.last_path = DIRECT
+        """How the last connection got through that could not be dialled or accepted plainly."""
 
     def serve(self, handler: StreamHandler) -> None:
         """Runs `handler` for each connection of an authenticated peer."""
@@ -307,7 +326,13 @@ class TlsHost:
         except BaseException:
             stream.abort()
             raise
+        self._note_path(node_id, path)
         return stream
+
+    def _note_path(self, node_id: NodeId, path: str) -> None:
+        if path != DIRECT:
+            self.last_path = path
+            _log.debug("circuit: %s with %s", path, peer_id_text(node_id))
 
     async def _introduce(self, stream: TlsStream, expected: NodeId) -> None:
         certificate = await stream.handshake()
@@ -359,6 +384,7 @@ class TlsHost:
             stream = TlsStream(sock, await self._server_context(), True, self._scratch)
             stream.path = path
             node_id = await self._authenticate(stream)
+            self._note_path(node_id, path)
             await self._handle(node_id, stream)
         except (ParisError, OSError) as error:
             _log.debug("an inbound connection failed: %s", error)

@@ -81,30 +81,46 @@ class ContentStore:
 
     # --- adding ----------------------------------------------------------------------------------
 
-    def add(self, source: Path, *, piece_length: int | None = None, mode: AddMode = "link") -> ContentRef:
+    def add(
+        self,
+        source: Path,
+        *,
+        piece_length: int | None = None,
+        mode: AddMode = "link",
+        foresee: Callable[[InfoHash], None] | None = None,
+    ) -> ContentRef:
         """Make an item of a file or folder; its name is part of its id. An item already here stays as it is.
 
         `piece_length`: bytes, chosen by size when None. `mode`: `link` shares the file's bytes on disk with
         `source` (copying where that is impossible), which must not be changed in place from then on;
-        `copy` duplicates them; `move` takes `source` away. Raises `ConfigError` when `source` cannot be an
+        `copy` duplicates them; `move` takes `source` away. `foresee` is told the id before the item is here,
+        so that it can be pinned from its first moment. Raises `ConfigError` when `source` cannot be an
         item, `StoreError` when the disk refuses.
         """
         name = item_name(source)
         found = find_files(source)
         with disk(f"adding {name}", self.root, sum(file.length for file in found)):
             self._collect(sum(file.length for file in found))
-            ref = self._add(name, found, piece_length, share=mode != "copy")
+            ref = self._add(name, found, piece_length, share=mode != "copy", foresee=foresee)
             if mode == "move":
                 delete(source)
         return ref
 
     def _add(
-        self, name: str, found: list[SourceFile], piece_length: int | None, *, share: bool
+        self,
+        name: str,
+        found: list[SourceFile],
+        piece_length: int | None,
+        *,
+        share: bool,
+        foresee: Callable[[InfoHash], None] | None,
     ) -> ContentRef:
         with self._staging() as stage:
             staged = [bring(file, stage.file(file.path), share=share) for file in found]
             described = describe(name, staged, piece_length)
             ref = content_ref(described.info)
+            if foresee is not None:
+                foresee(ref.info_hash)
             if not self.has(ref.info_hash):
                 _write_metadata(stage, ref, described)
                 for file in staged:

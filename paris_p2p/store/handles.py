@@ -40,6 +40,17 @@ class HandlePool:
         finally:
             self._give_back(handle)
 
+    @contextmanager
+    def use_if_open(self, path: Path) -> Iterator[int | None]:
+        """As `use` for reading; None when the file would have to be opened."""
+        key = (str(path), False)
+        handle = self._take(key) if key in self._handles else None
+        try:
+            yield None if handle is None else handle.fd
+        finally:
+            if handle is not None:
+                self._give_back(handle)
+
     def _take(self, key: tuple[str, bool]) -> _Handle:
         with self._mutex:
             handle = self._handles.get(key)

@@ -9,7 +9,7 @@ import threading
 from typing import Protocol
 
 from paris_p2p.errors import RemoteProtocolError, StoreError
-from paris_p2p.store.durable import disk, read_at
+from paris_p2p.store.durable import disk, read_at, read_now
 from paris_p2p.store.handles import HandlePool
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.wire.bep52 import Layout, check_layer, check_piece, parse_info
@@ -33,6 +33,8 @@ class ItemReader(Protocol):
     def bitfield(self) -> bytes: ...
 
     def read_block(self, piece: int, offset: int, length: int) -> bytes: ...
+
+    def read_now(self, piece: int, offset: int, length: int) -> bytes | None: ...
 
     def layer(self, file_index: int) -> bytes: ...
 
@@ -87,6 +89,22 @@ def read_span(
     return data
 
 
+def read_span_now(
+    pool: HandlePool, folder: ItemFolder, layout: Layout, piece: int, offset: int, length: int
+) -> bytes | None:
+    """As `read_span` where nothing has to be waited for; None where something has, or anything is wrong."""
+    if not 0 <= piece < layout.pieces:
+        return None
+    index, start, piece_length = layout.piece_span(piece)
+    entry = layout.files[index]
+    if not (offset >= 0 and 0 < length <= piece_length - offset):
+        return None
+    with pool.use_if_open(folder.file(entry.path)) as fd:
+        if fd is None or os.fstat(fd).st_size != entry.length:
+            return None
+        return read_now(fd, length, start + offset)
+
+
 class StoredItem:
     """A complete item, open for serving. All methods may be called from several threads."""
 
@@ -109,6 +127,10 @@ class StoredItem:
     def read_block(self, piece: int, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` bytes into `piece`. Raises as `read_span` does."""
         return read_span(self._pool, self._folder, self.layout, piece, offset, length)
+
+    def read_now(self, piece: int, offset: int, length: int) -> bytes | None:
+        """As `read_block` when the block is in memory, at once; None when it is not or anything is wrong."""
+        return read_span_now(self._pool, self._folder, self.layout, piece, offset, length)
 
     def layer(self, file_index: int) -> bytes:
         """The piece layer (concatenated 32-byte hashes) of a file larger than one piece.

@@ -7,19 +7,27 @@ believed unless `store.journal` proves it or it is hashed again. Does not own: w
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError, StoreError
 from paris_p2p.ids import FileIndex
-from paris_p2p.store.durable import disk, read_at, sync_path, write_all, write_atomic
+from paris_p2p.store.durable import disk, read_at, sync_path, write_atomic, write_parts
 from paris_p2p.store.handles import HandlePool
-from paris_p2p.store.item import load_info, load_layer, read_span
+from paris_p2p.store.item import load_info, load_layer, read_span, read_span_now
 from paris_p2p.store.journal import drop_journal, read_journal, write_journal
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.store.locks import FileLock
-from paris_p2p.wire.bep52 import Buffer, FileEntry, Layout, check_layer, check_piece, parse_info
+from paris_p2p.wire.bep52 import (
+    Buffer,
+    FileEntry,
+    Layout,
+    check_in_steps,
+    check_layer,
+    check_piece,
+    parse_info,
+)
 from paris_p2p.wire.content import AnyRef, ContentRef
 
 
@@ -162,6 +170,15 @@ class PartialItem:
         with self._place:
             return read_span(self._pool, self._folder, self.layout, piece, offset, length)
 
+    def read_now(self, piece: int, offset: int, length: int) -> bytes | None:
+        """As `read_block` when the block is in memory, at once; None when it is not or anything is wrong."""
+        if self.layout is None or not self.has_piece(piece) or not self._place.acquire(blocking=False):
+            return None
+        try:
+            return read_span_now(self._pool, self._folder, self.layout, piece, offset, length)
+        finally:
+            self._place.release()
+
     def layer(self, file_index: int) -> bytes:
         """The piece layer of a file. Raises `RemoteProtocolError` when it is not here, or there is none."""
         layer = self._layers.get(file_index)
@@ -208,26 +225,32 @@ class PartialItem:
             self._layerless.remove(FileIndex(file_index))
             self._rehash_file(layout, FileIndex(file_index))
 
-    def write_piece(self, piece: int, data: Buffer | Sequence[Buffer]) -> bool:
+    def check_in_steps(self, piece: int, data: Buffer | Sequence[Buffer]) -> Generator[None, None, bool]:
+        """Whether that is the piece, found out in short steps. Raises `LocalProtocolError` before info and
+        layer are known."""
+        layout = self._known_layout()
+        index, _, _ = layout.piece_span(piece)
+        return check_in_steps(layout, piece, data, self._layers.get(index))
+
+    def write_piece(self, piece: int, data: Buffer | Sequence[Buffer], *, checked: bool = False) -> bool:
         """Verify the piece and write it. False, and nothing written, when its hash or length is wrong.
 
-        `data`: the piece, or its consecutive parts. Raises `LocalProtocolError` before info and layer are
-        known, `StoreError` when the disk refuses.
+        `data`: the piece, or its consecutive parts; `checked`: `check_in_steps` said just now that it is
+        right. Raises `LocalProtocolError` before info and layer are known, `StoreError` when the disk
+        refuses.
         """
         parts = [data] if isinstance(data, Buffer) else data
         layout = self._known_layout()
         index, offset, _ = layout.piece_span(piece)
         if self.has_piece(piece):
             return True
-        if not check_piece(layout, piece, parts, self._layers.get(index)):
+        if not checked and not check_piece(layout, piece, parts, self._layers.get(index)):
             return False
         path = self._folder.file(layout.files[index].path)
         with disk(f"writing {path.name}", path.parent, sum(map(len, parts))):
             self._take_journal_back(index)
             with self._pool.use(path, write=True) as fd:
-                for part in parts:
-                    write_all(fd, part, offset)
-                    offset += len(part)
+                write_parts(fd, parts, offset)
         self._mark(piece)
         return True
 

@@ -13,7 +13,7 @@ import bisect
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -25,6 +25,7 @@ Buffer = bytes | bytearray | memoryview
 BLOCK_BYTES = 1 << 14
 """Bytes under one leaf of a file's merkle tree (BEP 52)."""
 HASH_BYTES = 32
+CHECK_STEP_BYTES = 1 << 18
 MAX_INFO_BYTES = 4 << 20
 MAX_FILES = 10_000
 MAX_PIECES = 1 << 21
@@ -142,6 +143,18 @@ def check_piece(layout: Layout, piece: int, data: Buffer | Sequence[Buffer], lay
 
     Raises `LocalProtocolError` when the layer is needed and missing.
     """
+    steps = check_in_steps(layout, piece, data, layer)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return bool(done.value)
+
+
+def check_in_steps(
+    layout: Layout, piece: int, data: Buffer | Sequence[Buffer], layer: bytes | None
+) -> Generator[None, None, bool]:
+    """As `check_piece`, for who must not be held up: hashes at most `CHECK_STEP_BYTES` between two yields."""
     index, offset, length = layout.piece_span(piece)
     entry = layout.files[index]
     parts = [data] if isinstance(data, Buffer) else data
@@ -149,7 +162,12 @@ def check_piece(layout: Layout, piece: int, data: Buffer | Sequence[Buffer], lay
         return False
     if any(len(part) % BLOCK_BYTES for part in parts[:-1]):
         parts = [b"".join(parts)]
-    leaves = [leaf for part in parts for leaf in block_hashes(part)]
+    leaves: list[bytes] = []
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), CHECK_STEP_BYTES):
+            leaves += block_hashes(view[start : start + CHECK_STEP_BYTES])
+            yield
     if entry.pieces == 1:
         return _root(leaves, 0, _levels(len(leaves))) == entry.pieces_root
     if layer is None:

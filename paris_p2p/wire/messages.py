@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgpack
+
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
 from paris_p2p.wire import bep52, canonical
@@ -221,7 +223,7 @@ class Reject:
 
 def _check_request(piece: int, offset: int, length: int) -> None:
     _require(0 <= piece < MAX_PIECES, "piece is out of range")
-    _check_u32(offset)
+    _require(0 <= offset < 1 << 32, "a number is out of range")
     _require(1 <= length <= MAX_BLOCK_BYTES, "length is out of range")
 
 
@@ -325,9 +327,49 @@ _KINDS: dict[str, type[Control]] = {
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
+Frequent = Have | Request | Cancel | Reject
+"""Messages that come by the thousand: what they cost decides how many peers a node can serve."""
+
+_FREQUENT: dict[bytes, type[Frequent]] = {
+    b"\xa4h": Have,
+    b"\xa7r": Request,
+    b"\xa6c": Cancel,
+    b"\xa6r": Reject,
+}
+"""By the bytes 1 and 2 of their payload: their name's length and first letter."""
+_MAX_FREQUENT_BYTES = 64
+
+
+def _pack_frequent(message: Frequent) -> bytes:
+    """As `canonical.encode` has it: the fields in the order of their names."""
+    if isinstance(message, Have):
+        return msgpack.packb(["have", {"piece": message.piece}])  # type: ignore[no-any-return]
+    fields = {"length": message.length, "offset": message.offset, "piece": message.piece}
+    return msgpack.packb([_NAMES[type(message)], fields])  # type: ignore[no-any-return]
+
+
+def _unpack_frequent(payload: bytes) -> Frequent | None:
+    """None for everything that is not exactly the encoding of such a message."""
+    kind = _FREQUENT.get(payload[1:3])
+    if kind is None or len(payload) > _MAX_FREQUENT_BYTES:
+        return None
+    try:
+        _, fields = msgpack.unpackb(payload)
+        values = [fields["piece"]] if kind is Have else [fields["piece"], fields["offset"], fields["length"]]
+        if any(type(value) is not int for value in values):  # True and 1.0 are other encodings' 1
+            return None
+        message = kind(*values)
+    except (ValueError, TypeError, LookupError, RecursionError, msgpack.exceptions.UnpackException):
+        return None  # whatever is wrong, the thorough way says
+    return message if _pack_frequent(message) == payload else None
+
+
 def encode(message: Control) -> bytes:
     """The frame of a control message. Raises `LocalProtocolError` when it would be too long."""
-    payload = canonical.pack([_NAMES[type(message)], canonical.to_plain(message)])
+    if isinstance(message, Frequent):
+        payload = _pack_frequent(message)
+    else:
+        payload = canonical.pack([_NAMES[type(message)], canonical.to_plain(message)])
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(f"a control message of {len(payload)} bytes")
     return _HEADER.pack(1 + len(payload), _CONTROL) + payload
@@ -346,6 +388,9 @@ def encode_block(block: Block) -> bytes:
 
 
 def _decode_control(payload: bytes) -> Control | Unknown:
+    frequent = _unpack_frequent(payload)
+    if frequent is not None:
+        return frequent
     plain = canonical.unpack(payload, MAX_CONTROL_BYTES)
     if not (isinstance(plain, list) and len(plain) == 2 and isinstance(plain[0], str)):
         raise RemoteProtocolError("a control message is not [name, fields]")

@@ -150,8 +150,8 @@ class ProvideRecord:
 
 @dataclass(frozen=True, slots=True)
 class RelayRecord:
-    """Kind `relay`, scope empty: the owner dials back and relays for nodes that cannot be dialled, at
-    `addresses` (direct TLS)."""
+    """Kind `relay`, scope empty: the owner dials others back, and may relay for those that cannot be
+    dialled, at `addresses` (direct TLS)."""
 
     addresses: tuple[str, ...]
 

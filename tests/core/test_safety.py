@@ -11,6 +11,8 @@ from paris_p2p.core.safety import (
     Held,
     check_now,
     copy_now,
+    examination_order,
+    first_checkers,
     is_safe,
     may_announce_next,
     safe_checkpoint,
@@ -91,9 +93,20 @@ def test_invented_members_delay_a_copy_and_do_not_prevent_it() -> None:
 
 
 def test_a_few_check_at_once_the_others_later_and_never_the_trainer_first() -> None:
-    at_once = [p for p in PEERS if check_now(p, ROLE, [TRAINER, *PEERS], TRAINER, 0.0)]
+    first = first_checkers(PEERS[0], ROLE, [TRAINER, *PEERS])
+    assert all(first_checkers(p, ROLE, [TRAINER, *PEERS]) == first for p in PEERS)
+    at_once = [p for p in PEERS if check_now(p, ROLE, first, TRAINER, 0.0)]
     assert len(at_once) == FIRST_CHECKERS
-    assert all(check_now(p, ROLE, PEERS, TRAINER, 60.0) for p in PEERS)
+    assert all(check_now(p, ROLE, first, TRAINER, 60.0) for p in PEERS)
+
+
+def test_a_slot_is_always_for_what_is_known_longest_the_others_for_what_failed_least() -> None:
+    old, failed, fresh = (1.0, 3), (2.0, 1), (9.0, 0)
+    assert examination_order([fresh, failed, old], 1) == [2]
+    assert examination_order([fresh, failed, old], 2) == [2, 0]
+    assert examination_order([fresh, failed, old], 9) == [2, 0, 1]
+    assert examination_order([(1.0, 1), (1.0, 0)], 1) == [1]
+    assert examination_order([], 2) == [] == examination_order([old], 0)
 
 
 def test_the_announced_checkpoint_stays_while_others_copy_it() -> None:

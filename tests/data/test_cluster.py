@@ -1,11 +1,22 @@
 """`data.cluster`: every cluster gets its images, the same ones each time."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paris_p2p.data.cluster import MIN_IMAGES, MIN_SHARE, Features, cluster_features
+from paris_p2p.data.cluster import (
+    BALANCE_SLACK,
+    MIN_IMAGES,
+    MIN_SHARE,
+    Features,
+    cluster_features,
+    coarse_clusters,
+    fine_clusters,
+    with_capacity,
+)
 from paris_p2p.errors import ConfigError
 
 
@@ -58,3 +69,38 @@ def test_no_cluster_is_ever_empty(images: int, clusters: int, distinct: int) -> 
 def test_no_cluster_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         cluster_features(np.ones((10, 4), np.float32), 0, 0)
+
+
+def test_clusters_fitted_to_a_sample_are_those_of_all_rows(tmp_path: Path) -> None:
+    features = clumps([300, 200, 100])
+    features.tofile(tmp_path / "features")
+    mapped = np.memmap(tmp_path / "features", np.float32, "r", shape=features.shape)
+    fine = fine_clusters(mapped, 3, 0, sample=150)
+    assert np.array_equal(coarse_clusters(fine, 3, 0), cluster_features(features, 3, 0))
+
+
+def test_balanced_clusters_differ_little_in_size_and_move_those_who_mind_least() -> None:
+    features = clumps([500, 60, 40])
+    sizes = np.bincount(cluster_features(features, 3, 0, balanced=True))
+    assert sizes.sum() == 600 and sizes.max() <= np.ceil(200 * (1 + BALANCE_SLACK))
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 5), st.integers(0, 100))
+def test_no_cluster_exceeds_its_capacity_and_rows_move_only_from_full_ones(
+    images: int, clusters: int, spare: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    costs = rng.random((images, clusters)).astype(np.float32)
+    before, capacity = costs.argmin(axis=1), -(-images // clusters) + spare
+    after = with_capacity(costs, before, capacity)
+    assert np.bincount(after).max() <= capacity
+    full = np.flatnonzero(np.bincount(before, minlength=clusters) > capacity)
+    assert np.isin(before[before != after], full).all()
+
+
+def test_rows_left_out_belong_to_no_cluster() -> None:
+    features = clumps([60, 100, 80])
+    keep = np.arange(240) % 3 > 0
+    labels = coarse_clusters(fine_clusters(features, 3, 0), 3, 0, keep=keep)
+    assert np.array_equal(labels < 0, ~keep) and np.bincount(labels[keep]).min() >= MIN_IMAGES

@@ -108,7 +108,7 @@ def test_the_same_input_gives_the_same_run_and_another_seed_another(
 def test_preparing_again_reuses_everything(prepared: Prepared) -> None:
     again = run(prepared.options)
     assert again.run_id == prepared.report.run_id
-    assert again.reused == ("ingest", "clip", "embed", "cluster", "encode", "shards")
+    assert again.reused == ("ingest", "clip", "embed", "cluster", "cards", "encode", "shards")
 
 
 @pytest.mark.parametrize("stage", ["clip", "shards"])
@@ -157,7 +157,7 @@ def test_more_clusters_than_images_is_refused_before_the_training(options: Prepa
     "change",
     [
         {"clusters": 0},
-        {"preset": "xl2"},
+        {"preset": "xxl"},
         {"steps": 0},
         {"clip_steps": 0},
         {"name": ""},
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_on_the_way_is_the_operators_matter(
     def full(*_: object) -> None:  # as safetensors words it
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(shards, "write_shard", full)
     with pytest.raises(StoreError, match=r"disk full while preparing a run: .*free some space"):
         run(options)
 

@@ -187,6 +187,37 @@ def test_who_floods_the_storage_with_keys_displaces_only_itself(monkeypatch: pyt
     assert storage.get(1000) is not None and len(storage) <= 50
 
 
+def test_peers_that_deliver_for_each_other_are_charged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_storage, "MAX_KEYS", 60)
+    monkeypatch.setattr(record_storage, "_WALK_PAUSE_S", 0.0)
+    storage, until = RecordStorage(), clock.unix() + 120
+    for number in range(30):
+        with delivered_by(b"honest %d" % (number % 6)):
+            assert storage.store(1000 + number, b"x", until + 900, subkey=b"o")
+    for key in range(200):
+        for peer in (b"e1", b"e2"):
+            with delivered_by(peer):
+                storage.store(key, b"x", until, subkey=peer)
+    with delivered_by(b"e1"):  # joining honest keys does not make them theirs to lose
+        for number in range(30):
+            storage.store(1000 + number, b"x", until, subkey=b"e1")
+    with delivered_by(b"newcomer"):
+        assert storage.store(2000, b"x", until, subkey=b"n")
+    assert sum(storage.get(1000 + number) is not None for number in range(30)) == 30
+    assert len(storage) <= 60
+
+
+def test_who_delivered_what_is_forgotten_with_the_records() -> None:
+    storage, now = RecordStorage(), clock.unix()
+    storage.store(1, b"x", now + 60, subkey=b"stays")
+    with delivered_by(b"flood"):
+        for number in range(3 * MAX_OWNERS):
+            storage.store(1, b"x", now - 1 if number % 2 else now + 0.001, subkey=b"%d" % number)
+            storage.store(10 + number, b"x", now + 0.001, subkey=b"o")
+    assert len(storage._deliverers[1]) <= 2 * MAX_OWNERS + 1
+    assert len(storage._deliverers) <= 2 * len(storage.data) + MAX_OWNERS + 1
+
+
 def test_what_a_search_merges_into_its_find_does_not_reach_the_storage() -> None:
     storage, now = RecordStorage(), clock.unix()
     storage.store(1, b"x", now + 60, subkey=b"owner")

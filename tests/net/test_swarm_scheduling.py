@@ -192,7 +192,7 @@ async def test_a_bug_while_storing_ends_the_fetch_and_not_the_node(
     seed, mine = world.store("seed"), world.store("mine")
     ref, good = world.content(seed), PartialItem.write_piece
 
-    def broken(partial: PartialItem, piece: int, data: bytes) -> bool:
+    def broken(partial: PartialItem, piece: int, data: bytes, *, checked: bool) -> bool:
         raise ValueError("a bug")
 
     async with world.node(seed, holder=True), world.node(mine) as swarm:

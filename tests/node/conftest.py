@@ -119,6 +119,8 @@ class MemorySwarm:
         self.addresses: tuple[str, ...] = (f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW",)
         self.asked: list[ContentRef] = []
         self.under_way: set[InfoHash] = set()
+        self.yielding = False
+        self.reachability: Any = None
 
     async def fetch(
         self,
@@ -127,6 +129,7 @@ class MemorySwarm:
         on_progress: Callable[[Progress], None] | None = None,
         peers: Sequence[Any] = (),
         stall_timeout_s: float = 60.0,
+        priority: int = 0,
     ) -> Path:
         self.asked.append(ref)
         await trio.lowlevel.checkpoint()
@@ -144,6 +147,9 @@ class MemorySwarm:
     def rates(self) -> Rates:
         return Rates(10.0, 20.0, 1, 100, 200)
 
+    def yield_uploads(self, yielding: bool) -> None:
+        self.yielding = yielding
+
     def fetching(self) -> frozenset[InfoHash]:
         return frozenset(self.under_way)
 
@@ -158,6 +164,7 @@ class Trainer:
         self.world = world
         self.start: dict[str, Any] = {}
         self.stopping = trio.Event()
+        self.death = WorkerError("the trainer died")
         self._up, self._messages = trio.open_memory_channel[dict[str, Any]](100)
         self._script_done = trio.Event()
 
@@ -172,7 +179,7 @@ class Trainer:
         try:
             return await self._messages.receive()
         except trio.EndOfChannel:
-            raise WorkerError("the trainer died") from None
+            raise self.death from None
 
     async def play(self, script: Script) -> None:
         while not self.start:

@@ -54,7 +54,7 @@ def test_every_option_says_what_it_does(name: str) -> None:
             {"--model", "--n", "--seed", "--steps", "--guidance", "--top-k", "--scheduler", "--out"},
         ),
         ("content-id", {"--piece-length"}),
-        ("join", {"--limit-up", "--limit-down", "--max-disk"}),
+        ("join", {"--limit-up", "--limit-down", "--seed-ratio", "--seed-time", "--max-disk"}),
         ("seed", {"--piece-length", "--listen", "--limit-up", "--limit-down", "--lan", "--no-lan"}),
         ("get", {"--peer", "--listen", "--out", "--keep-seeding", "--limit-up", "--limit-down", "--lan"}),
         ("export-torrent", {"--out", "--piece-length"}),

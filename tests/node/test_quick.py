@@ -35,8 +35,19 @@ def test_it_knows_which_options_are_flags_and_which_repeat(name: str) -> None:
 
 CALLS = [
     ["seed", "a file", "--piece-length", "65536", "--listen", "/ip4/127.0.0.1/tcp/1/tls", "--json"],
-    ["seed", "--home=h", "x", "--limit-up", "5M", "--announce", "/ip4/1.2.3.4/tcp/1", "--lan", "--debug"],
-    ["get", HASH, "--peer", "/a", "--peer", "/b", "--out", "o", "--keep-seeding", "--limit-down=1k"],
+    [
+        "seed",
+        "--home=h",
+        "x",
+        "--limit-up",
+        "5M",
+        "--announce",
+        "/ip4/1.2.3.4/tcp/1",
+        "--lan",
+        "--seed-ratio",
+        "2.5",
+    ],
+    ["get", HASH, "--peer", "/a", "--peer", "/b", "--out", "o", "--keep-seeding", "--seed-time=2h"],
     ["get", "--out", "o", "t.torrent", "--no-lan"],
 ]
 

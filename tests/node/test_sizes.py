@@ -2,7 +2,7 @@
 
 import pytest
 
-from paris_node.sizes import parse_bytes, read_bytes, read_limits
+from paris_node.sizes import parse_bytes, parse_ratio, parse_seconds, read_bytes, read_limits
 from paris_p2p.errors import ConfigError
 
 
@@ -24,3 +24,23 @@ def test_an_option_that_was_not_given_is_no_limit() -> None:
     assert read_bytes(None, "--max-disk") is None
     limits = read_limits(None, "1M")
     assert (limits.up_bytes_per_s, limits.down_bytes_per_s) == (None, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("12h", 43_200), ("7d", 604_800)]
+)
+def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_seconds(text, "--x") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "-1s", "5w", "1e3", "inf"])
+def test_anything_else_is_no_time_and_no_ratio(text: str) -> None:
+    with pytest.raises(ConfigError, match="--seed-time"):
+        parse_seconds(text, "--seed-time")
+    with pytest.raises(ConfigError, match="--seed-ratio"):
+        parse_ratio(text, "--seed-ratio")
+
+
+def test_how_long_to_seed_becomes_a_limit() -> None:
+    limits = read_limits(None, None, "2.5", "30m")
+    assert (limits.seed_ratio, limits.seed_time_s) == (2.5, 1800.0)

@@ -1,5 +1,6 @@
 """Tests of `paris_node.training_job`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import trio
 
 from paris_node.training_job import (
+    MAX_KILLED,
     READY_DEADLINE_S,
     RESUME_ROUNDS,
     RESUME_STALL_S,
@@ -18,8 +20,10 @@ from paris_node.training_job import (
 )
 from paris_p2p.errors import StoreError
 from paris_p2p.ids import Role, Term
+from paris_p2p.net.swarm import Rates
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.identity import Identity
+from paris_p2p.workers.spawn import WorkerDied
 
 ROLE = Role("expert-0")
 OTHER = Identity(b"x" * 32)
@@ -269,12 +273,118 @@ async def test_a_trainer_that_dies_or_complains_has_failed_with_its_reason(
         trainer.ready()
 
     async def complains(trainer: Any) -> None:
-        trainer.say("error", kind="nan", message="the loss is nan")
+        trainer.say("error", kind="oom", message="one sample does not fit into 8 GB")
 
     world.scripts = [dies, complains]
     job, _, _ = job_of(world)
     assert await job.run() == Outcome("failed", "the trainer died")
-    assert await job.run() == Outcome("failed", "the loss is nan")
+    assert await job.run() == Outcome("failed", "one sample does not fit into 8 GB")
+
+
+async def diverges(trainer: Any) -> None:
+    """A checkpoint, then a loss that is no number."""
+    trainer.ready(trainer.start["resume_step"])
+    trainer.step(trainer.start["resume_step"] + 10)
+    trainer.checkpoint(trainer.start["resume_step"] + 10)
+    trainer.say("error", kind="nan", message="the training loss is nan at step 13")
+
+
+async def test_a_loss_that_is_no_number_is_rolled_back_and_another_path_taken(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [diverges, trains_well]
+    job, node, events = job_of(world)
+    assert await job.run() == Outcome("finished")
+    first, second = (trainer.start for trainer in world.trainers)
+    assert (first["attempt"], first["resume"]) == (0, None)
+    assert (second["attempt"], second["resume_step"]) == (1, 10)
+    (event,) = named(events(), "rolled_back")
+    assert (event["role"], event["reason"]) == (ROLE, "the training loss is nan at step 13")
+    assert [s.step for _, s in node.ledger.held()][-1] == 100
+
+
+async def test_a_role_that_diverges_on_every_path_has_failed(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [diverges]
+    job, node, events = job_of(world)
+    node.network.dht.down = True  # what is here is enough to go back to
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node, "observe", _seen_once(node))
+        outcome = await job.run()
+    assert outcome.kind == "failed" and "nan" in outcome.reason and "3 rollbacks" in outcome.reason
+    assert [trainer.start["attempt"] for trainer in world.trainers] == [0, 1, 2, 3]
+    assert [trainer.start["resume_step"] for trainer in world.trainers] == [0, 10, 20, 30]
+    assert len(named(events(), "rolled_back")) == 3
+
+
+def _seen_once(node: Any) -> Any:
+    """The run shows once, before the network goes away."""
+    observe, dht = node.observe, node.network.dht
+
+    async def seen_once() -> Any:
+        shown = dht.published == []
+        dht.down = not shown
+        observation = await observe()
+        dht.down = True
+        return observation
+
+    return seen_once
+
+
+async def is_killed(trainer: Any) -> None:
+    trainer.ready(trainer.start["resume_step"])
+    trainer.checkpoint(trainer.start["resume_step"] + 10)
+    trainer.death = WorkerDied("trainer", 7, -9, "")
+
+
+async def test_a_trainer_that_is_killed_is_started_again_from_its_own_last_checkpoint(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [is_killed, trains_well]
+    job, _, events = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert [trainer.start["resume_step"] for trainer in world.trainers] == [0, 10]
+    assert world.trainers[1].start["attempt"] == 0  # nothing was wrong with its path
+    assert "SIGKILL" in named(events(), "rolled_back")[0]["reason"]
+
+
+async def test_a_trainer_that_is_killed_again_and_again_has_failed(world: Any, autojump_clock: Any) -> None:
+    world.scripts = [is_killed]
+    job, _, _ = job_of(world)
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "SIGKILL" in outcome.reason
+    assert len(world.trainers) == MAX_KILLED + 1
+
+
+async def test_work_that_was_never_announced_is_gone_on_from(world: Any, autojump_clock: Any) -> None:
+    announced(world, 25)
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+    store, identity = node.network.store, node.network.identity
+    data, statement = world.checkpoint(identity, ROLE, 60, store=store)
+    await node.hold(data, statement)
+    world.records.clear()
+    announced(world, 30)
+    assert await job.run() == Outcome("finished")
+    assert statement.resume.info_hash.hex() in world.trainers[0].start["resume"]
+
+
+async def test_of_several_variants_the_trainer_takes_the_first_that_fits_and_statements_say_which(
+    world: Any, autojump_clock: Any
+) -> None:
+    variant = world.signed.manifest.recipe.experts[0]
+    recipe = dataclasses.replace(world.signed.manifest.recipe, experts=(variant, variant))
+    world.signed = world.make_run("digits", recipe=recipe)
+
+    async def takes_the_second(trainer: Any) -> None:
+        trainer.say("ready", step=0, total_steps=100, variant=1)
+        trainer.checkpoint(50)
+        trainer.say("error", kind="nan", message="the loss is nan")
+
+    world.scripts = [takes_the_second, trains_well]
+    job, node, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert [trainer.start["variant"] for trainer in world.trainers] == [None, 1]
+    assert {statement.variant for _, statement in node.ledger.held()} == {1}
 
 
 async def test_a_trainer_that_dies_as_it_is_told_to_stop_has_failed(
@@ -354,3 +464,29 @@ async def test_a_cancelled_job_cleans_up_after_itself(world: Any, autojump_clock
     with trio.move_on_after(5) as scope:
         await job.run()
     assert scope.cancelled_caught and not exists(world.trainers[0].start["out"])
+
+
+async def test_uploads_make_room_for_the_trainer_but_not_while_its_checkpoint_lacks_copies(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A take-over loses what only this node has."""
+    seen: list[bool] = []
+    job, node, _ = job_of(world)
+    swarm = node.network.swarm
+
+    async def slowed_by_uploads(trainer: Any) -> None:
+        trainer.ready()
+        for step in range(1, 31):
+            up, speed = (1e6, 50.0) if step > 10 else (0.0, 100.0)
+            monkeypatch.setattr(swarm, "rates", lambda up=up: Rates(up, 0.0, 1, 0, 0))
+            trainer.say("step", step=step, loss=0.5, images_per_s=speed)
+            if step == 25:
+                trainer.checkpoint(step)
+            await trio.sleep(1)
+            seen.append(swarm.yielding)
+        trainer.say("finished", step=30)
+
+    world.scripts = [slowed_by_uploads]
+    assert (await job.run()).kind == "finished"
+    assert seen[20] and not seen[5]
+    assert not seen[28] and node.lacks_copies(ROLE)

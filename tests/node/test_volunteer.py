@@ -159,36 +159,108 @@ async def test_a_role_is_given_up_when_its_lease_cannot_be_renewed(world: Any, a
         await alice.hears("step")
         alice.node.network.dht.down = True
         expires = max(claim.expiration_unix for claim in alice.claims(EXPERT))
-        while not (alice.said("stopped") or alice.said("finished")):
+        while not (alice.said("adrift") or alice.said("finished")):
             await trio.sleep(0.25)
         finished_first = bool(alice.said("finished"))
         assert finished_first or clock.unix() <= expires
         nursery.cancel_scope.cancel()
 
 
-async def test_a_role_is_given_up_in_time_while_the_trainer_goes_on_and_on(
+async def slowly(trainer: Any) -> None:
+    """A step in four seconds, a checkpoint every ten."""
+    step = trainer.start["resume_step"]
+    trainer.ready(step)
+    while step < 100:
+        with trio.move_on_after(4):
+            await trainer.stopping.wait()
+        if trainer.stopping.is_set():
+            trainer.checkpoint(step)
+            trainer.say("stopped", step=step)
+            return
+        step += 1
+        trainer.step(step)
+        if step % 10 == 0:
+            trainer.checkpoint(step)
+    trainer.say("finished", step=step)
+
+
+async def test_without_a_network_the_lease_ends_in_time_and_the_trainer_goes_on_for_itself(
     world: Any, autojump_clock: Any
 ) -> None:
-    async def endless(trainer: Any) -> None:
-        trainer.ready()
-        while True:
-            await trio.sleep(1)
-            trainer.step(5)
-
-    world.scripts = [endless]
+    world.scripts = [slowly]
     alice = Member(world, "alice", wanted=EXPERT)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.live)
         await alice.hears("step")
         await trio.sleep(30)  # it is renewed meanwhile
-        assert alice.said("stopped") == []
+        assert alice.said("adrift") == []
         alice.node.network.dht.down = True
         expires = max(claim.expiration_unix for claim in alice.claims(EXPERT))
-        await alice.hears("stopped")
+        await alice.hears("adrift")
         assert clock.unix() <= expires
+        published = len(alice.node.network.dht.published)
+        await trio.sleep(180)
+        assert len(alice.said("checkpoint")) >= 3 and alice.said("stopped") == []
+        assert len(alice.node.network.dht.published) == published
+        reached = alice.said("step")[-1]["step"]
+        alice.node.network.dht.down = False
+        resumed = await alice.hears("resumed", 60)
+        assert alice.said("claimed")[-1]["term"] == resumed["term"] > 1
+        assert resumed["step"] >= reached  # not a step is lost
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_finds_its_role_taken_after_a_cut_ends_with_a_checkpoint_that_is_only_a_candidate(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [slowly]
+    alice, bob = Member(world, "alice", wanted=EXPERT), Member(world, "bob", wanted=EXPERT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("step")
+        await trio.sleep(60)
+        alice.node.network.dht.down = True
+        nursery.start_soon(bob.live)
+        await bob.hears("resumed")
+        assert alice.said("adrift") and bob.said("resumed")[0]["step"] == 10
+        alice.node.network.dht.down = False
+        await alice.hears("stopped", 60)
+        last = alice.said("step")[-1]["step"]
+        mine = alice.node.network.identity.node_id
+        shown: list[Any] = []
+        with trio.fail_after(30):
+            while not any(one.holder == mine and one.step == last for one in shown):
+                await trio.sleep(0.5)
+                shown = [one.statement for one in (await bob.node.observe()).candidates[EXPERT]]
+        assert alice.said("checkpoint")[-1]["step"] == last > 10
+        assert bob.said("stopped") == [] and len(alice.said("claimed")) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_role_that_is_finished_while_the_network_is_away_is_announced_when_it_is_back(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    alice = Member(world, "alice", wanted=EXPERT)
+
+    async def slow(trainer: Any) -> None:
+        trainer.ready()
+        await trio.sleep(60)
+        await trains(trainer)
+
+    world.scripts = [slow]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("claimed")
+        await trio.sleep(3)
+        alice.node.network.dht.down = True
+        await alice.hears("finished")
+        assert alice.said("adrift")
+        assert world.live("announce", role_scope(world.signed.run_id, EXPERT)) == []
         alice.node.network.dht.down = False
         await trio.sleep(60)
-        assert alice.said("claimed")[-1]["term"] == 2  # and claimed anew when the network is back
+        observation = await alice.node.observe()
+        assert observation.finished([EXPERT]) and len(alice.said("claimed")) == 1
         nursery.cancel_scope.cancel()
 
 

@@ -123,6 +123,18 @@ def test_an_open_item_gives_everything_a_peer_asks_for(tmp_path: Path) -> None:
     assert item.read_block(0, 5, 1) == big[5:6]
 
 
+def test_a_block_in_memory_is_read_at_once_and_otherwise_not_at_all(tmp_path: Path) -> None:
+    source = make_source(tmp_path)
+    store = ContentStore(tmp_path / "store")
+    item = store.open(store.add(source, piece_length=P).info_hash)
+    assert item.read_now(0, 5, 9) is None  # its file would have to be opened
+    block = item.read_block(0, 5, 9)
+    assert item.read_now(0, 5, 9) in (block, None)  # None: this file system does not tell what is in memory
+    assert item.read_now(3, 2, 1000) is item.read_now(99, 0, 1) is item.read_now(0, P, 1) is None
+    (store.files(item.ref.info_hash) / "big").write_bytes(b"short")
+    assert item.read_now(0, 0, 1) is None
+
+
 @pytest.mark.parametrize(
     ("piece", "offset", "length"),
     [(6, 0, 1), (-1, 0, 1), (0, 0, P + 1), (0, P, 1), (3, 0, 6), (0, -1, 1), (0, 0, 0), (0, 5, -5)],

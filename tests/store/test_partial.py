@@ -52,6 +52,8 @@ class Item:
         found = {piece for piece in range(PIECES) if partial.has_piece(piece)}
         for piece in found:
             assert partial.read_block(piece, 0, len(self.pieces[piece])) == self.pieces[piece]
+            assert partial.read_now(piece, 0, len(self.pieces[piece])) in (self.pieces[piece], None)
+        assert all(partial.read_now(piece, 0, 1) is None for piece in range(PIECES) if piece not in found)
         bits = "".join(f"{byte:08b}" for byte in partial.bitfield())
         assert {piece for piece in range(len(bits)) if bits[piece] == "1"} == found
         return found

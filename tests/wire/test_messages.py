@@ -4,6 +4,7 @@ import itertools
 import struct
 from collections.abc import Sequence
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,6 +159,61 @@ def test_the_longest_bitfield_can_be_sent() -> None:
 def test_we_cannot_send_a_block_that_is_too_long() -> None:
     with pytest.raises(LocalProtocolError):
         m.block_header(PieceIndex(0), 0, m.MAX_BLOCK_BYTES + 1)
+
+
+@check
+@given(controls)
+def test_every_message_has_the_canonical_encoding_of_its_name_and_fields(message: m.Control) -> None:
+    kind = {value: name for name, value in m._KINDS.items()}[type(message)]
+    wanted = canonical.pack([kind, canonical.to_plain(message)])
+    assert m.encode(message) == frame(0, wanted)
+
+
+frequent = st.one_of(
+    st.builds(m.Have, pieces), *(st.builds(k, *spans) for k in (m.Request, m.Cancel, m.Reject))
+)
+odd = st.one_of(st.none(), st.booleans(), st.floats(), st.integers(-2, 2**64 - 1), st.text(max_size=3))
+
+
+def thoroughly(payload: bytes) -> m.Message | str:
+    """What the general decoder makes of a control message."""
+    try:
+        name, fields = canonical.unpack(payload, m.MAX_CONTROL_BYTES)
+        return canonical.from_plain(m._KINDS[name], fields, name)
+    except RemoteProtocolError as error:
+        return str(error)
+
+
+def quickly(payload: bytes) -> m.Message | str:
+    decoder = m.FrameDecoder()
+    decoder.feed(frame(0, payload))
+    try:
+        message = decoder.next_message()
+    except RemoteProtocolError as error:
+        return str(error)
+    assert message is not None
+    return message
+
+
+@check
+@given(frequent, st.sampled_from(["piece", "offset", "length", "more"]), odd)
+def test_frequent_messages_are_decoded_as_strictly_as_all_others(
+    message: m.Frequent, field: str, value: object
+) -> None:
+    name = {kind: name for name, kind in m._KINDS.items()}[type(message)]
+    payload = msgpack.packb([name, dict(sorted({**canonical.to_plain(message), field: value}.items()))])
+    assert repr(quickly(payload)) == repr(thoroughly(payload))
+
+
+@check
+@given(frequent, st.integers(0, 60), st.integers(0, 255))
+def test_a_changed_byte_of_a_frequent_message_is_seen_as_by_the_general_decoder(
+    message: m.Frequent, at: int, byte: int
+) -> None:
+    payload = bytearray(m.encode(message)[5:])
+    payload[at % len(payload)] = byte
+    fast = m._unpack_frequent(bytes(payload))
+    assert fast is None or repr(fast) == repr(thoroughly(bytes(payload)))
 
 
 def received_in_place(data: bytes, step: int, decoder: m.FrameDecoder) -> list[m.Message]:

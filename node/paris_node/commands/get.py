@@ -14,8 +14,8 @@ from pathlib import Path
 import trio
 
 from paris_node.fetch_bar import fetch_bar
-from paris_node.sharing import ShareRequest, open_sharing, own_identity, parse_peer
-from paris_node.signals import until_interrupted
+from paris_node.sharing import ShareRequest, open_sharing, own_identity, parse_peer, until_seeded
+from paris_node.signals import unless_interrupted
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError, DiskFullError
 from paris_p2p.net.swarm import Peer, Progress, Swarm
@@ -46,7 +46,10 @@ class GetRequest:
 
 
 def run(request: GetRequest, output: Output) -> int:
-    """Fetch the item, and with `keep_seeding` go on serving it until interrupted."""
+    """Fetch the item, and with `keep_seeding` go on serving it as long as the limits say."""
+    limits = request.share.limits
+    if (limits.seed_ratio or limits.seed_time_s) and not request.keep_seeding:
+        raise ConfigError("--seed-ratio and --seed-time say how long to seed: add --keep-seeding")
     ref, torrent = read_item(request.item)
     peers = [parse_peer(text) for text in request.peers]
     if not peers and not request.share.lan:
@@ -137,8 +140,8 @@ async def _get(
         if not request.keep_seeding:
             return EXIT_DONE
         output.say("seeding it to others; Ctrl-C ends that")
-        await until_interrupted()
-        return EXIT_INTERRUPTED
+        seeded = await unless_interrupted(lambda: until_seeded(swarm, ref, length))
+        return EXIT_DONE if seeded else EXIT_INTERRUPTED
 
 
 class _Fetch:

@@ -1,5 +1,7 @@
-"""`paris-node prepare`: make a run out of captioned images."""
+"""`paris-node prepare` and `prepare-merge`: make a run out of captioned images, or a part, or of parts."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +17,17 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import node_id_from_peer_id
 
 if TYPE_CHECKING:
-    from paris_p2p.data.prepare import PrepareReport, StageProgress
+    from paris_p2p.data.options import PrepareOptions, StageProgress
+    from paris_p2p.data.parts import PartReport
+    from paris_p2p.data.report import PrepareReport
+    from paris_p2p.ids import NodeId
 
 _TITLES = {
     "ingest": "reading images",
     "clip": "training the encoders",
     "embed": "embedding images",
     "cluster": "clustering",
+    "cards": "drawing the cluster cards",
     "encode": "encoding captions",
     "shards": "writing shards",
     "manifest": "signing the manifest",
@@ -31,37 +37,65 @@ SHOWN_SKIPPED = 10
 
 @dataclass(frozen=True, slots=True)
 class PrepareRequest:
-    """The options of `prepare`, as given."""
+    """The options of `prepare` and `prepare-merge`, as given. `shard`: only that part; `parts`: the folders
+    to merge, instead of a source."""
 
     source: str
     out: Path
-    clusters: int | None
-    preset: str
-    image_size: int | None
-    steps: int | None
-    seed: int
-    name: str | None
-    home: Path | None
+    clusters: int | None = None
+    preset: str = "tiny"
+    image_size: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    name: str | None = None
+    home: Path | None = None
     restricted: bool = False
     allow: tuple[str, ...] = ()
     init_from: Path | None = None
     variants: tuple[str, ...] = ()
     router_text: bool = True
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    vae: str | None = None
+    device: str = "auto"
+    shard: str | None = None
+    balanced: bool = False
+    drop_duplicates: bool = False
+    parts: tuple[Path, ...] = ()
 
 
 def run(request: PrepareRequest, output: Output) -> None:
-    """Prepare the run and say what came of it."""
-    open_source(request.source)  # a mistyped source is said at once, not after seconds of imports
+    """Prepare the run, or its part, and say what came of it."""
+    if not request.parts:
+        open_source(request.source)  # a mistyped source is said at once, not after seconds of imports
     claimants = tuple(dict.fromkeys(node_id_from_peer_id(text) for text in request.allow))
     home = Home.resolve(request.home)
     keep_torch_cache(home)
-    from paris_p2p.data.prepare import PrepareOptions, prepare
+    from paris_p2p.data.parts import parse_share
+    from paris_p2p.data.prepare import merge, prepare, prepare_part
     from paris_p2p.diffusion.initial import add_initial
     from paris_p2p.diffusion.recipes import preset
 
+    share = None if request.shard is None else parse_share(request.shard)
     source = request.init_from
     initial = partial(add_initial, source, request.seed) if source is not None else None
-    options = PrepareOptions(
+    options = _options(request, claimants)
+    make_recipe = partial(preset, variants=request.variants, router_text=request.router_text)
+    with _bars(output) as show:
+        if share is not None:
+            _say_part(prepare_part(options, share, progress=show), request, output)
+            return
+        identity = home.identity()
+        make = partial(merge, options, request.parts) if request.parts else partial(prepare, options)
+        report = make(identity=identity, make_recipe=make_recipe, progress=show, add_initial=initial)
+    _say(report, request.out, output)
+
+
+def _options(request: PrepareRequest, claimants: "tuple[NodeId, ...]") -> "PrepareOptions":
+    from paris_p2p.data.options import PrepareOptions
+    from paris_p2p.diffusion.devices import pick_device
+
+    return PrepareOptions(
         source=request.source,
         out=request.out,
         clusters=request.clusters,
@@ -72,8 +106,18 @@ def run(request: PrepareRequest, output: Output) -> None:
         name=request.name,
         restricted=request.restricted,
         claimants=claimants,
+        image_encoder=request.image_encoder,
+        text_encoder=request.text_encoder,
+        vae=request.vae,
+        device=pick_device(request.device),
+        balanced=request.balanced,
+        drop_duplicates=request.drop_duplicates,
     )
-    identity = home.identity()
+
+
+@contextmanager
+def _bars(output: Output) -> "Iterator[Callable[[StageProgress], None]]":
+    """A progress bar for each stage, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
         bars: dict[str, TaskID] = {}
@@ -83,21 +127,36 @@ def run(request: PrepareRequest, output: Output) -> None:
                 bars[state.stage] = progress.add_task(_TITLES[state.stage], total=state.total)
             progress.update(bars[state.stage], completed=state.done, total=state.total)
 
-        make_recipe = partial(preset, variants=request.variants, router_text=request.router_text)
-        report = prepare(
-            options, identity=identity, make_recipe=make_recipe, progress=show, add_initial=initial
-        )
-    _say(report, request.out, output)
+        yield show
+
+
+def _say_part(report: "PartReport", request: PrepareRequest, output: Output) -> None:
+    output.event(
+        "prepared_part",
+        f"part {request.shard}: {report.images} images, {report.skipped} skipped, in {report.folder}\n"
+        f"next, when all parts are there: paris-node prepare-merge {request.out}",
+        shard=request.shard,
+        images=report.images,
+        skipped=report.skipped,
+        blocks=report.blocks,
+        reused=report.reused,
+        path=str(report.folder.resolve()),
+    )
 
 
 def _say(report: "PrepareReport", out: Path, output: Output) -> None:
     lines = [f"skipped {skipped.name}: {skipped.reason}" for skipped in report.skipped[:SHOWN_SKIPPED]]
     if len(report.skipped) > SHOWN_SKIPPED:
         lines.append(f"… {len(report.skipped)} skipped in all: {out / 'prepare.json'} lists them")
+    found = report.duplicates
+    if found.images:
+        fate = "left out" if found.dropped else "kept; --drop-duplicates leaves them out"
+        lines.append(f"{found.images} near-duplicates, {fate}: {out / 'prepare.json'} lists them")
     lines += report.initial
     sizes = ", ".join(str(cluster.images) for cluster in report.clusters)
     lines += [
         f"run {report.run_id.hex()[:12]}: {len(report.clusters)} clusters of {sizes} images",
+        f"look at the clusters: {out / 'cards' / 'index.md'}",
         f"next: paris-node publish {out} --bootstrap ADDR",
     ]
     output.event(
@@ -109,6 +168,7 @@ def _say(report: "PrepareReport", out: Path, output: Output) -> None:
             for cluster in report.clusters
         ],
         initial=list(report.initial),
+        duplicates=report.duplicates.images,
         skipped=len(report.skipped),
         skipped_files=[{"name": one.name, "reason": one.reason} for one in report.skipped],
         path=str(out.resolve()),

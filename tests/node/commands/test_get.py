@@ -57,6 +57,12 @@ def test_a_damaged_torrent_is_named(torrent: Path) -> None:
         read_item(str(torrent))
 
 
+def test_how_long_to_seed_is_of_no_use_without_seeding(tmp_path: Path) -> None:
+    share = ShareRequest(None, None, None, SwarmLimits(seed_ratio=1.0), False)
+    with pytest.raises(ConfigError, match="add --keep-seeding"):
+        run(GetRequest(ID.hex(), (PEER,), tmp_path, False, share), Output(as_json=True))
+
+
 def test_without_anybody_to_ask_it_says_what_to_add(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--peer.*--lan"):
         run(request(tmp_path / "out"), Output(True))
