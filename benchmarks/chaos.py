@@ -31,7 +31,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from paris_p2p.data.prepare import TINY_LEASE
 from paris_p2p.errors import NetworkError, TransportError
 from paris_p2p.store.home import Home
 from paris_p2p.store.locks import try_lock
+from paris_p2p.wire.manifest import check_manifest, sign_manifest
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 KINDS = ("node", "dht", "p2pd", "trainer")
@@ -152,11 +153,19 @@ class Chaos:
         arguments += ["--clusters", str(self.options.clusters), "--steps", str(self.options.steps)]
         arguments += ["--home", str(self.home("organiser"))]
         await self.cast.start("prepare", arguments).last_event("prepared")
+        self._set_lease(out / "manifest.paris")
         listen = ["--listen", LOOPBACK, "--json", "--home"]
         boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
         self.bootstrap = str((await boot.event("listening"))["addresses"][0])
         publish = ["publish", str(out), "--bootstrap", self.bootstrap, *listen, str(self.home("organiser"))]
         await self.cast.start("publisher", publish).event("published")
+
+    def _set_lease(self, path: Path) -> None:
+        """The lease times are the organiser's to choose, though no option of `prepare` is."""
+        manifest = check_manifest(path.read_bytes()).manifest
+        lease = replace(manifest.lease, ttl_s=self.options.ttl, renew_s=0.3 * self.options.ttl)
+        identity = Home.resolve(self.home("organiser")).identity()
+        path.write_bytes(sign_manifest(replace(manifest, lease=lease), identity).data)
 
     def home(self, node: str) -> Path:
         """The home folder of a node."""
@@ -402,7 +411,7 @@ def figures(story: Story, options: argparse.Namespace) -> dict[str, Any]:
         "lost_intervals_per_kill": round(lost / max(1, interval) / max(1, len(story.kills)), 2),
         "losses": cases,
         "overlap_s": round(longest_overlap(every), 1),
-        "lease_s": TINY_LEASE.ttl_s,
+        "lease_s": options.ttl,
         "takeover_median_s": round(took[len(took) // 2], 1) if took else None,
         "takeover_max_s": round(took[-1], 1) if took else None,
         "restart_median_s": round(again[len(again) // 2], 1) if again else None,
@@ -471,6 +480,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="the kills happen within this time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ttl", type=float, default=30.0, help="seconds of a lease: more on a busy machine")
     parser.add_argument("--steps", type=int, default=300, help="of each role: the run must outlast the kills")
     parser.add_argument(
         "--keep", type=Path, help="a new folder for everything, kept (default: a temporary one)"

@@ -1,11 +1,12 @@
 """How much serving slows a training step on the same machine (bar: 3 %).
 
-    python benchmarks/seeding_cost.py --seconds 6 --rounds 3
+    python benchmarks/seeding_cost.py --seconds 5 --rounds 2
 
 A trainer of the tiny recipe (started as a node starts it) trains all the time; a seeder beside it serves
-nobody, a leecher at 50 Mbit/s, or one at full speed, taking turns. The leecher stands for another machine:
-it has a core to itself, trainer and seeder share the others (on two cores: one, the worst a node can
-have). Needs root for the lines.
+nobody, a leecher at 50 Mbit/s, or one at full speed, taking turns. The trainer has one thread, as a node
+gives it on two cores, and with the seeder all cores; the leecher, which stands for another machine, keeps to
+the last. `--cores one`: trainer and seeder share one core, where every CPU second of serving is taken from
+training. Needs root for the lines; takes about a minute and a half on an idle machine.
 The last line is JSON: training steps/s while idle, and what each way of serving takes from them.
 
 Owns: that measurement. Does not own: the trainer (`paris_p2p.diffusion`), the swarm.
@@ -189,19 +190,18 @@ def report(figures: Sequence[Figure]) -> dict[str, object]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark; the last line on stdout is JSON."""
     parser = argparse.ArgumentParser(description="what serving costs training")
-    parser.add_argument("--seconds", type=float, default=6, help="length of one window")
+    parser.add_argument("--seconds", type=float, default=5, help="length of one window")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--cores", choices=("all", "one"), default="all", help="for trainer and seeder")
     given = parser.parse_args(argv)
     cores = sorted(os.sched_getaffinity(0))
-    reason = cannot_run() or (
-        None if len(cores) > 1 else "two cores are needed: the leecher has one to itself"
-    )
+    reason = cannot_run() or (None if len(cores) > 1 else "two cores are needed: the leecher has one")
     if reason is not None:
         print(json.dumps({"benchmark": "seeding_cost", "skipped": reason}))
         return
     end_on_signals()
-    shared = {cores[0]} if len(cores) == 2 else set(cores[:-1])
+    shared = {cores[0]} if given.cores == "one" else set(cores)
     links = [Link(0, 0), Link(50, 50), Link(0, 0)]
     with work_folder() as folder, children() as kids, star(links) as net, Load() as load:
         run = prepare_run(kids, folder)

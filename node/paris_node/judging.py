@@ -6,7 +6,10 @@ key or one crowd can make a reader look at. Does not own: reading the records (`
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+import trio
 
 from paris_p2p.core.accept import (
     Attestation,
@@ -23,13 +26,20 @@ from paris_p2p.core.assignment import SeenClaim, claim_rank, newest_statement
 from paris_p2p.core.safety import Held
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
-from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement, statement_digest
+from paris_p2p.wire.checkpoint import (
+    CheckpointStatement,
+    check_statement,
+    signatures_checked,
+    statement_digest,
+)
 from paris_p2p.wire.manifest import SignedManifest
 from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, Record
 
 MAX_RECORDS_PER_KEY = 2048
 MAX_PER_HOLDER = 3
 """Checkpoints of one holder looked at in one role: its newest, its safe one, one in between."""
+VERIFIED_AT_ONCE = 32
+"""New statements verified in a row before other tasks have their turn: about 20 ms."""
 PUBLISHING = "publishing"
 """The activity of the organiser's node that mirrors, and so checks, every checkpoint."""
 
@@ -83,6 +93,20 @@ class Candidate:
     def held(self) -> Held:
         """As `core.safety` sees it."""
         return Held(self.statement, self.providers)
+
+
+async def verify_new(announced: Iterable[Sequence[Record]]) -> None:
+    """Verify the statements of some keys' records, so that judging them does not hold up everything else."""
+    for records in announced:
+        before = signatures_checked()
+        for record in records[:MAX_RECORDS_PER_KEY]:
+            if isinstance(record.payload, AnnounceRecord):
+                with suppress(RemoteProtocolError):  # judging drops it
+                    check_statement(record.payload.statement)
+            if signatures_checked() - before >= VERIFIED_AT_ONCE:
+                await trio.lowlevel.checkpoint()
+                before = signatures_checked()
+        await trio.lowlevel.checkpoint()
 
 
 def jury(signed: SignedManifest, members: Mapping[NodeId, MemberRecord], known: Known) -> Jury:

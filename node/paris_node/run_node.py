@@ -9,11 +9,13 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
 from paris_node.announcer import PROVIDE_TTL_S, Announcer
 from paris_node.checker import Checker
+from paris_node.in_use import ItemsInUse
 from paris_node.judging import Candidate, contenders
 from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
@@ -21,8 +23,16 @@ from paris_node.network import Network
 from paris_node.reaching import Reaching
 from paris_node.runs import MANIFEST_FILE
 from paris_node.snapshot import Observation, observe
+from paris_node.tries import COPY_DEADLINE_S, Tries
 from paris_p2p import clock
-from paris_p2p.core.safety import check_now, copy_now, is_safe, may_announce_next
+from paris_p2p.core.safety import (
+    check_now,
+    copy_now,
+    examination_order,
+    first_checkers,
+    is_safe,
+    may_announce_next,
+)
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, Role, Term
 from paris_p2p.programs import Output
@@ -41,13 +51,9 @@ MEMBER_TTL_S = 300.0
 ANNOUNCE_PERIOD_S = 30.0
 """At most: records are looked through twice in a lease's renewal, and well within a record's life."""
 REPLICA_STALL_S = 30.0
-COPY_DEADLINE_S = 600.0
-"""A copy that takes longer goes on later, if it is then still worth it; what was verified stays."""
-COPY_REST_S = 20.0
-MAX_REST_S = 3600.0
-"""A checkpoint that cannot be copied rests for 20 s, 40 s, 80 s, … up to an hour."""
 MAX_EXAMINED = 2
-"""Checkpoints that are only their signers' word, looked at at once beside the copies the run counts on."""
+"""Checkpoints that are only strangers' word, looked at at once beside the copies the run counts on: one of
+them is the one known longest."""
 EXAMINE_STALL_S = 15.0
 """Nobody need serve what a stranger's statement names."""
 MAX_COPIES = 3
@@ -75,20 +81,6 @@ def run_items(manifest: Manifest) -> list[ContentRef]:
     return [*shards, *manifest.components.values(), *initial]
 
 
-@dataclass(slots=True)
-class _Tried:
-    """What happened to a checkpoint that this node thought of copying. Times are monotonic."""
-
-    since: float
-    failures: int = 0
-    rest_until: float = 0.0
-
-    def failed(self, now: float) -> None:
-        """It could not be had, or not yet in full."""
-        self.failures += 1
-        self.rest_until = now + min(COPY_REST_S * 2 ** min(self.failures - 1, 16), MAX_REST_S)
-
-
 class RunNode:
     """One member of one run. `mirror`: copy every role's newest checkpoint, whoever else has it; `access`:
     this node's pass, if the run is restricted and it was given one."""
@@ -110,10 +102,11 @@ class RunNode:
         self.access = access
         self.reaching = Reaching(network, self.announcer, output, relay=network.relay)
         self.checker = Checker(network, signed)
+        self.in_use = ItemsInUse()
         self._mirror = mirror
         self._copying: dict[bytes, Role] = {}  # by signed statement, as the next two
-        self._examining: set[bytes] = set()
-        self._tried: dict[bytes, _Tried] = {}
+        self._examining: dict[bytes, bool] = {}  # whether it is the one known longest
+        self._tries = Tries()
         self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
         self._lacking: set[Role] = set()  # our own announced work that is not safe yet
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
@@ -151,7 +144,7 @@ class RunNode:
 
     def pinned(self) -> set[InfoHash]:
         """The items that stay whatever the quota says; asked from any thread."""
-        also = self.network.swarm.in_use() | {self._manifest_item}
+        also = self.network.swarm.in_use() | self.in_use.items() | {self._manifest_item}
         role = self.progress.role
         held = [statement for _, statement in self.ledger.held()]
         return pinned_items(self.signed.manifest, None if role == NO_ROLE else role, held, also)
@@ -199,6 +192,7 @@ class RunNode:
                 else:
                     await self._review_own(observation)
                     self._start_copies(observation, nursery)
+                    await self._tidy()
                     await give_up_abandoned(self.network, self._counting(observation))
                 await trio.sleep(self.signed.manifest.lease.poll_s)
 
@@ -214,17 +208,21 @@ class RunNode:
         One copy a role at a time, so that a fast trainer is not chased from checkpoint to checkpoint.
         """
         now = clock.monotonic()
-        shown = {one.data for some in observation.candidates.values() for one in some}
-        self._tried = {data: tried for data, tried in self._tried.items() if data in shown}
+        self._tries.keep({one.data for some in observation.candidates.values() for one in some})
         for candidate in self._wanted(observation, now):
             role = candidate.statement.role
             if len(self._copying) < MAX_COPIES and role not in self._copying.values():
                 self._copying[candidate.data] = role
                 nursery.start_soon(self._replicate_quietly, candidate)
-        for candidate in self._doubtful(observation, now):
-            if len(self._examining) < MAX_EXAMINED:
-                self._examining.add(candidate.data)
-                nursery.start_soon(self._examine_quietly, candidate)
+        doubtful = self._doubtful(observation, now)
+        known = [self._tries.of(one.data, now) for one in doubtful]
+        tries = [(tried.since, tried.failures) for tried in known]
+        for_oldest = not any(self._examining.values())
+        slots = MAX_EXAMINED - 1 - sum(not oldest for oldest in self._examining.values())
+        oldest, others = examination_order(tries, slots, for_oldest=for_oldest)
+        for number in others if oldest is None else (oldest, *others):
+            self._examining[doubtful[number].data] = number == oldest
+            nursery.start_soon(self._examine_quietly, doubtful[number])
 
     def _wanted(self, observation: Observation, now: float) -> list[Candidate]:
         """The newest checkpoints that this node should copy now, least replicated first."""
@@ -232,7 +230,7 @@ class RunNode:
         members = observation.view.members
         wanted = []
         for role, one in observation.newest.items():
-            tried = self._tried.setdefault(one.data, _Tried(now))
+            tried = self._tries.of(one.data, now)
             rested = tried.rest_until <= now and one.data not in self._examining
             if rested and one.data not in self.ledger:
                 waited = now - tried.since
@@ -241,21 +239,19 @@ class RunNode:
         return sorted(wanted, key=lambda one: len(one.providers))
 
     def _doubtful(self, observation: Observation, now: float) -> list[Candidate]:
-        """Checkpoints that are only their signers' word but would count as newer: who mirrors looks at them
-        at once, an idle node when nobody else did for a while. What never was tried comes first, so that what
-        cannot be had holds nothing up."""
+        """Checkpoints that are only strangers' word but would count as newer or finish a role: who mirrors
+        looks at them at once, an idle node when nobody else did for a while."""
         me, idle = self.network.identity.node_id, self.progress.role == NO_ROLE
-        skip = {data for data, tried in self._tried.items() if tried.rest_until > now}
-        skip |= self._copying.keys() | self._examining
-        found: list[tuple[int, int, Candidate]] = []
+        skip = self._tries.resting(now) | self._copying.keys() | self._examining.keys()
+        found: list[Candidate] = []
         for role, some in observation.candidates.items():
-            for place, one in enumerate(contenders(some, observation.newest.get(role), skip=skip)):
-                tried = self._tried.setdefault(one.data, _Tried(now))
-                members, trainer = observation.view.members, one.statement.holder
-                turn = check_now(me, role, members, trainer, now - tried.since)
+            first = first_checkers(me, role, observation.view.members)
+            for one in contenders(some, observation.newest.get(role), skip=skip):
+                waited = now - self._tries.of(one.data, now).since
+                turn = check_now(me, role, first, one.statement.holder, waited)
                 if self._mirror or (idle and turn):
-                    found.append((tried.failures, place, one))
-        return [one for _, _, one in sorted(found, key=lambda entry: entry[:2])]
+                    found.append(one)
+        return found
 
     async def _review_own(self, observation: Observation) -> None:
         """Keep what is safe of this node's own work, and see whether the next checkpoint may be announced."""
@@ -303,70 +299,101 @@ class RunNode:
             log.info("no copy of %s step %d: %s", statement.role, statement.step, error)
         finally:
             del self._copying[candidate.data]
-            self._note_try(candidate, done)
+            if not done:
+                self._tries.failed(candidate.data, clock.monotonic())
+        await self._tidy()
 
     async def _examine_quietly(self, candidate: Candidate) -> None:
         """Find out whether strangers' word is true. What is true and lacks copies is kept, other things are
         only vouched for."""
         statement = candidate.statement
         lacking = len(candidate.providers - {statement.holder}) < self.signed.manifest.replicas
+        deadline_s = self._tries.look_deadline_s(candidate.data, clock.monotonic())
         done = False
         try:
-            with trio.move_on_after(COPY_DEADLINE_S):
+            with trio.move_on_after(2 * COPY_DEADLINE_S):  # measuring waits for other measurements
                 if self._mirror or lacking:
-                    await self.replicate(candidate, stall_s=EXAMINE_STALL_S)
+                    await self.replicate(candidate, stall_s=EXAMINE_STALL_S, deadline_s=deadline_s)
                 else:
-                    await self.examine(candidate)
+                    await self.examine(candidate, deadline_s=deadline_s)
                 done = True
         except (TransportError, RemoteProtocolError, StoreError) as error:
             log.info("%s step %d is not believed: %s", statement.role, statement.step, error)
         finally:
-            self._examining.remove(candidate.data)
-            self._note_try(candidate, done)
+            del self._examining[candidate.data]
+            if not done:
+                self._tries.failed(candidate.data, clock.monotonic())
+        await self._tidy()
 
-    def _note_try(self, candidate: Candidate, done: bool) -> None:
-        now = clock.monotonic()
-        if not done:
-            self._tried.setdefault(candidate.data, _Tried(now)).failed(now)
+    async def _tidy(self) -> None:
+        """Remove what was fetched for a look, once nobody uses it."""
+        for item in self.in_use.take_unwanted():
+            if self.ledger.needs(item):
+                continue  # a good item under a false flag
+            if item in self.in_use.items():
+                self.in_use.unwanted(item)
+                continue
+            try:
+                await trio.to_thread.run_sync(self.network.store.remove, item)
+            except StoreError as error:
+                log.info("an item that was fetched for a look stays for now: %s", error)
+                self.in_use.unwanted(item)
 
-    async def replicate(self, candidate: Candidate, *, stall_s: float = REPLICA_STALL_S) -> None:
-        """Fetch a checkpoint whole, check it, and serve it from here. Raises `TransportError`,
-        `RemoteProtocolError` (the checkpoint is bad) or `StoreError`."""
+    async def replicate(
+        self, candidate: Candidate, *, stall_s: float = REPLICA_STALL_S, deadline_s: float = COPY_DEADLINE_S
+    ) -> None:
+        """Fetch a checkpoint whole, check it, and serve it from here; `deadline_s`: for each item. Raises
+        `TransportError`, `RemoteProtocolError` (the checkpoint is bad) or `StoreError`."""
+        statement = candidate.statement
         idle = self._mirror or self.progress.role == NO_ROLE
-        await self.fetch_weights(candidate, measure=idle, stall_s=stall_s)
-        await self.network.swarm.fetch(candidate.statement.resume, stall_timeout_s=stall_s)
-        await self.hold(candidate.data, candidate.statement, access=candidate.access)
+        with self.in_use.using(statement.weights.info_hash, statement.resume.info_hash):
+            await self.fetch_weights(candidate, measure=idle, stall_s=stall_s, deadline_s=deadline_s)
+            await self._fetch(statement.resume, stall_s, deadline_s)
+            await self.hold(candidate.data, statement, access=candidate.access)
+
+    async def _fetch(self, ref: ContentRef, stall_s: float, deadline_s: float) -> Path:
+        with trio.move_on_after(deadline_s):
+            return await self.network.swarm.fetch(ref, stall_timeout_s=stall_s)
+        raise TransportError(f"an item of {ref.length} bytes did not come within {deadline_s:.0f} s")
 
     async def fetch_weights(
-        self, candidate: Candidate, *, measure: bool, stall_s: float = REPLICA_STALL_S
+        self,
+        candidate: Candidate,
+        *,
+        measure: bool,
+        stall_s: float = REPLICA_STALL_S,
+        deadline_s: float = COPY_DEADLINE_S,
     ) -> None:
-        """Fetch and check the weights of a checkpoint. Raises `RemoteProtocolError` if they do not fit.
+        """Fetch (within `deadline_s`) and check the weights of a checkpoint. Raises `RemoteProtocolError` if
+        they do not fit, `TransportError` or `StoreError`.
 
         `measure`: a finished one's held-out loss, too. A node that trains needs its machine for that, and an
         unfinished one is measured by the trainer that goes on from it.
         """
         statement = candidate.statement
         item = statement.weights.info_hash
-        known = self.network.store.has(item)
-        folder = await self.network.swarm.fetch(statement.weights, stall_timeout_s=stall_s)
-        try:
-            await self.checker.examine(candidate, folder, measure=measure and statement.finished)
-        except RemoteProtocolError as error:
-            log.warning("%s step %d is refused: %s", statement.role, statement.step, error)
-            if not known and not self.ledger.needs(item):  # else it is a good item under a false flag
-                await trio.to_thread.run_sync(self.network.store.remove, item)
-            raise
-        finally:
-            self._attest(statement.role)
+        with self.in_use.using(item):
+            known = self.network.store.has(item)
+            folder = await self._fetch(statement.weights, stall_s, deadline_s)
+            try:
+                await self.checker.examine(candidate, folder, measure=measure and statement.finished)
+            except RemoteProtocolError as error:
+                log.warning("%s step %d is refused: %s", statement.role, statement.step, error)
+                if not known:  # else it is, or was, somebody's good item
+                    self.in_use.unwanted(item)
+                raise
+            finally:
+                self._attest(statement.role)
 
-    async def examine(self, candidate: Candidate) -> None:
+    async def examine(self, candidate: Candidate, *, deadline_s: float) -> None:
         """As `fetch_weights`, and keep nothing but the finding. Raises what it raises."""
         item = candidate.statement.weights.info_hash
-        known = self.network.store.has(item)
-        await self.fetch_weights(candidate, measure=True, stall_s=EXAMINE_STALL_S)
-        await self._flush()
-        if not known and not self.ledger.needs(item):
-            await trio.to_thread.run_sync(self.network.store.remove, item)
+        with self.in_use.using(item):
+            known = self.network.store.has(item)
+            await self.fetch_weights(candidate, measure=True, stall_s=EXAMINE_STALL_S, deadline_s=deadline_s)
+            await self._flush()
+            if not known:
+                self.in_use.unwanted(item)
 
     async def hold(
         self,
@@ -377,8 +404,10 @@ class RunNode:
         access: bytes = b"",
     ) -> None:
         """Both items of `statement` are complete and good here: note it and tell others. `loss`: as this node
-        measured it, if it did; `access`: the pass of the statement's holder, if it has one."""
-        await trio.to_thread.run_sync(self.ledger.add, data, statement, access)
+        measured it, if it did; `access`: the pass of the statement's holder, if it has one. Raises
+        `StoreError` when an item is no longer here: only what is here is announced."""
+        with self.in_use.using(statement.weights.info_hash, statement.resume.info_hash):
+            await trio.to_thread.run_sync(self.ledger.add, data, statement, access)
         self.checker.found_good(data, statement, loss)
         if statement.role in self._private:
             return

@@ -20,6 +20,7 @@ from paris_node.judging import (
     countable,
     jury,
     newest_candidate,
+    verify_new,
 )
 from paris_p2p import clock
 from paris_p2p.core.access import admitted
@@ -162,6 +163,7 @@ async def observe(
         for role, records in zip(roles, claimed, strict=True)
         if records is not None
     }
+    await verify_new([records or () for records in announced])
     words = jury(signed, members, known)
     found = {
         role: candidates(

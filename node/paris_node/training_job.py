@@ -38,8 +38,17 @@ SILENCE_DEADLINE_S = 900.0
 STOP_GRACE_S = 60.0
 SHARD_STALL_S = 120.0
 RESUME_STALL_S = 30.0
+RESUME_DEADLINE_S = 600.0
+RESUME_BYTES_PER_S = 256 << 10
+"""A credible checkpoint's bundle may take so long, and besides what its bytes take at this rate."""
 UNBACKED_STALL_S = 15.0
-"""For checkpoints that are only their signers' word: nobody need serve them."""
+"""For checkpoints that are only their signers' word: nobody need serve them ..."""
+UNBACKED_DEADLINE_S = 60.0
+UNBACKED_BYTES_PER_S = 4 << 20
+"""... or serve them faster than piece by piece: each item has 60 s and its bytes at this rate, twice that in
+the next round, ..."""
+UNBACKED_TOTAL_S = 900.0
+"""... and all of them together no more than this of the time for which a job keeps its role from others."""
 RESUME_CANDIDATES = 8
 """Credible ones come first; strangers can announce as many others as they like."""
 MAX_ROLLBACKS = 3
@@ -47,6 +56,8 @@ MAX_ROLLBACKS = 3
 MAX_KILLED = 2
 """How often a job starts its trainer again because something killed it, before the role is given up: the next
 one would do no better where memory is short."""
+MAX_ENDS_TRIED = 2
+"""Unchecked checkpoints of the last step that are looked at first; each costs at most a stall and a check."""
 RESUME_ROUNDS = 3
 """How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
@@ -84,6 +95,7 @@ class TrainingJob:
         self._killed = 0
         self._rolled_back = ""  # why, until the trainer that goes on from there is ready
         self._initial: list[str | None] = []
+        self._unbacked_s = UNBACKED_TOTAL_S  # left
         self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
         self._uploads = UploadYield()
         self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
@@ -169,31 +181,31 @@ class TrainingJob:
         for attempt in range(RESUME_ROUNDS):
             if attempt:
                 await self._unless_stopped(partial(trio.sleep, self._node.signed.manifest.lease.poll_s))
-            outcome, unreachable = await self._try_candidates(shards)
+            outcome, unreachable = await self._try_candidates(shards, attempt)
             if outcome is not None:
                 return outcome
             if not unreachable:
                 break
         return await self._train(shards, None, None)
 
-    async def _try_candidates(self, shards: list[dict[str, Any]]) -> tuple[Outcome | None, bool]:
+    async def _try_candidates(
+        self, shards: list[dict[str, Any]], attempt: int
+    ) -> tuple[Outcome | None, bool]:
         """The outcome of training from the first checkpoint that works, if one does; whether one could not
         be reached."""
         unreachable = False
-        for candidate in going_on_order(await self._find_candidates(), RESUME_CANDIDATES):
+        for candidate in _order_to_try(await self._find_candidates()):
             if candidate.data in self._refused or candidate.standing is Standing.REFUTED:
                 continue
-            stall_s = RESUME_STALL_S if candidate.credible else UNBACKED_STALL_S
-            resume = candidate.statement.resume
-            fetch = partial(self._node.network.swarm.fetch, resume, stall_timeout_s=stall_s, priority=1)
             try:
                 if candidate.statement.finished:
-                    await self._check_finished(candidate)
+                    await self._check_finished(candidate, attempt)
                     return Outcome("stopped" if self._stopping.is_set() else "finished"), False
-                folder = await self._unless_stopped(fetch)
-                if folder is None:
-                    return Outcome("stopped"), False
-                return await self._train(shards, candidate.statement, folder), False
+                with self._node.in_use.using(candidate.statement.resume.info_hash):
+                    folder = await self._fetch_resume(candidate, attempt)
+                    if folder is None:
+                        return Outcome("stopped"), False
+                    return await self._train(shards, candidate.statement, folder), False
             except (TransportError, RemoteProtocolError, _BadResume) as error:
                 step = candidate.statement.step
                 log.warning("%s: step %d cannot be gone on from: %s", self._role, step, error)
@@ -202,6 +214,29 @@ class TrainingJob:
                 else:
                     self._refused.add(candidate.data)
         return None, unreachable
+
+    async def _fetch_resume(self, candidate: Candidate, attempt: int) -> Path | None:
+        """The bundle's files, or None when asked to stop. Only what is credible goes before other fetches,
+        and may take its time. Raises `TransportError`."""
+        ref, swarm = candidate.statement.resume, self._node.network.swarm
+        if candidate.credible:
+            deadline_s, stall_s = RESUME_DEADLINE_S + ref.length / RESUME_BYTES_PER_S, RESUME_STALL_S
+        else:
+            deadline_s, stall_s = self._unbacked_deadline_s(ref, attempt), UNBACKED_STALL_S
+        started = clock.monotonic()
+        priority = int(candidate.credible)
+        try:
+            with trio.move_on_after(deadline_s):
+                fetch = partial(swarm.fetch, ref, stall_timeout_s=stall_s, priority=priority)
+                return await self._unless_stopped(fetch)
+        finally:
+            if not candidate.credible:
+                self._unbacked_s -= clock.monotonic() - started
+        raise TransportError(f"its bundle of {ref.length} bytes did not come within {deadline_s:.0f} s")
+
+    def _unbacked_deadline_s(self, ref: ContentRef, attempt: int) -> float:
+        patience_s = (UNBACKED_DEADLINE_S + ref.length / UNBACKED_BYTES_PER_S) * 2.0**attempt
+        return max(0.0, min(patience_s, self._unbacked_s))
 
     async def _find_candidates(self) -> list[Candidate]:
         """What is announced of the role, and what is held here whether it is announced or not: work that was
@@ -222,14 +257,21 @@ class TrainingJob:
         ]
         return [*announced, *own]
 
-    async def _check_finished(self, candidate: Candidate) -> None:
-        """A stranger's word is not enough to leave a role untrained: look at the weights.
+    async def _check_finished(self, candidate: Candidate, attempt: int) -> None:
+        """Strangers' word, however many keys it has, is not enough to leave a role untrained: look at the
+        weights.
 
         Raises `TransportError` or `RemoteProtocolError` when the role is not known to be finished.
         """
-        if not candidate.credible:
-            fetch = self._node.fetch_weights
-            await self._unless_stopped(partial(fetch, candidate, measure=True, stall_s=UNBACKED_STALL_S))
+        if candidate.assured:
+            return
+        deadline_s = self._unbacked_deadline_s(candidate.statement.weights, attempt)
+        look = partial(self._node.fetch_weights, candidate, measure=True, stall_s=UNBACKED_STALL_S)
+        started = clock.monotonic()
+        try:
+            await self._unless_stopped(partial(look, deadline_s=deadline_s))
+        finally:
+            self._unbacked_s -= clock.monotonic() - started
 
     async def _train(
         self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
@@ -369,12 +411,14 @@ class TrainingJob:
 
     async def _on_checkpoint(self, message: dict[str, Any]) -> None:
         store = self._node.network.store
-        weights = await trio.to_thread.run_sync(lambda: store.add(Path(message["weights"]), mode="move"))
-        resume = await trio.to_thread.run_sync(lambda: store.add(Path(message["resume"]), mode="move"))
-        statement = self._statement(message, weights, resume)
-        self._parent = resume.info_hash
-        signed = sign_statement(statement, self._node.network.identity)
-        await self._node.hold(signed, statement, loss=statement.heldout_loss, access=self._node.access)
+        with self._node.in_use.using() as use:  # until it is noted, nothing else keeps it from the quota
+            add = partial(store.add, mode="move", foresee=use)
+            weights = await trio.to_thread.run_sync(partial(add, Path(message["weights"])))
+            resume = await trio.to_thread.run_sync(partial(add, Path(message["resume"])))
+            statement = self._statement(message, weights, resume)
+            self._parent = resume.info_hash
+            signed = sign_statement(statement, self._node.network.identity)
+            await self._node.hold(signed, statement, loss=statement.heldout_loss, access=self._node.access)
         await self._drop_parent()
         self._node.output.event(
             "checkpoint",
@@ -415,6 +459,20 @@ class TrainingJob:
             heldout_loss=float(message["heldout_loss"]),
             created_unix=clock.unix(),
         )
+
+
+def _order_to_try(found: Sequence[Candidate]) -> list[Candidate]:
+    """The credible ones first, but a role that somebody calls finished is looked at before it is trained on:
+    its trainer's claim lapses, and the check of its last checkpoint may take longer on a busy machine."""
+    ends = [one for one in found if one.statement.finished]
+    known = any(one.credible for one in ends)
+    first = (
+        []
+        if known
+        else going_on_order([one for one in ends if one.standing is Standing.UNCHECKED], MAX_ENDS_TRIED)
+    )
+    tried = {one.data for one in first}
+    return [*first, *(one for one in going_on_order(found, RESUME_CANDIDATES) if one.data not in tried)]
 
 
 async def _remove(folder: Path) -> None:

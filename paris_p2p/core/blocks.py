@@ -17,7 +17,18 @@ Span = tuple[int, int]
 class OpenPiece(Generic[P]):
     """`grid`: bytes of a block, the last one may be shorter. `exclusive`: one peer at a time may deliver."""
 
-    __slots__ = ("_todo", "asked", "exclusive", "grid", "here", "length", "received", "senders", "workers")
+    __slots__ = (
+        "_todo",
+        "asked",
+        "exclusive",
+        "grid",
+        "here",
+        "length",
+        "received",
+        "senders",
+        "spared_since",
+        "workers",
+    )
 
     def __init__(self, length: int, grid: int, exclusive: bool = False) -> None:
         self.length = length
@@ -28,6 +39,7 @@ class OpenPiece(Generic[P]):
         self.here: dict[int, Buffer] = {}
         self.senders: dict[int, P] = {}
         self.received = 0
+        self.spared_since: float | None = None  # nobody works on it, and a peer that could was passed over
         self._todo = list(range(0, length, grid))[::-1]  # offsets; those asked for next at the end
 
     @property

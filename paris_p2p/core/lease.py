@@ -121,6 +121,7 @@ class LeaseMachine:
         self._first_bid = True
         self._losses = 0
         self._failures: dict[Role, int] = {}
+        self._finishes: dict[Role, int] = {}
         self._avoid: dict[Role, float] = {}  # monotonic time until which a role is left alone
         self._store_s = 0.0
         self._adrift_since: float | None = None  # monotonic: since when a trainer runs without a lease
@@ -210,8 +211,15 @@ class LeaseMachine:
         """The trainer has finished `role` and its last checkpoint is announced. `LocalProtocolError`
         unless `role` is held."""
         self._check_held(role, Event.FINISHED)
-        self._avoid[role] = math.inf  # our own announcement may take a while to come back to us
+        now = self._last.monotonic if self._last is not None else 0.0
+        self._avoid[role] = now + self._finish_pause_s(role)
         self._end(Event.FINISHED, -math.inf)
+
+    def _finish_pause_s(self, role: Role) -> float:
+        """For how long a role is left alone after this node finished it, longer each time: the announcement
+        may take a while to come back, and others to believe it; if they never do, it is trained again."""
+        finishes = self._finishes[role] = self._finishes.get(role, 0) + 1
+        return min(MAX_FAILURE_BACKOFF_S, self._times.ttl_s * 2.0 ** min(finishes - 1, 16))
 
     def failed(self, role: Role, now: Now) -> None:
         """The trainer broke on `role`: release it and leave it alone, longer each time.
@@ -226,7 +234,7 @@ class LeaseMachine:
         """The trainer that ran on without a lease has ended of itself, its work done or `failed`. Nothing
         happens without one; a claim for it that is under way goes on."""
         if self._state is State.ADRIFT and self._lease is not None:
-            pause = self._times.ttl_s if failed else math.inf
+            pause = self._times.ttl_s if failed else self._finish_pause_s(self._lease.role)
             self._avoid[self._lease.role] = now.monotonic + pause
             self._end(Event.FAILED if failed else Event.FINISHED, now.monotonic)
         self._adrift_since = None

@@ -90,28 +90,27 @@ def first_checkers(node: NodeId, role: Role, members: Collection[NodeId]) -> tup
     return tuple(first)
 
 
-def check_now(
-    node: NodeId, role: Role, first: Sequence[NodeId], trainer: NodeId, waited_s: float
-) -> bool:
+def check_now(node: NodeId, role: Role, first: Sequence[NodeId], trainer: NodeId, waited_s: float) -> bool:
     """Whether an idle `node` should look itself at a checkpoint that nobody whose word counts has checked:
     the `first_checkers` at once, the others when those did not for a while."""
     now = [member for member in first if member != trainer][:FIRST_CHECKERS]
     return node in now or waited_s >= volunteer_after_s(role, node)
 
 
-def examination_order(tries: Sequence[tuple[float, int]], slots: int) -> list[int]:
-    """Which checkpoints of strangers to look at in `slots` free slots, as indices into `tries`: for each,
-    since when it is known (any clock) and how often looking failed.
+def examination_order(
+    tries: Sequence[tuple[float, int]], slots: int, *, for_oldest: bool
+) -> tuple[int | None, list[int]]:
+    """Which checkpoints of strangers to look at, as indices into `tries`: for each, since when it is known
+    (any clock) and how often looking failed. The one known longest, if the slot `for_oldest` is free, and as
+    many as there are other `slots` of those that failed least, of these the oldest.
 
-    The first is the one known longest; the others are those that failed least, of those the oldest. So neither
-    fresh fakes nor fakes that cannot be had keep a good one waiting for ever: whatever comes later comes
-    behind it, and what failed rests.
+    So neither fresh fakes nor fakes that cannot be had keep a good one waiting for ever: in the first slot
+    whatever comes later comes behind it, and what failed rests.
     """
-    if slots <= 0 or not tries:
-        return []
-    oldest = min(range(len(tries)), key=lambda n: tries[n])
-    rest = [n for n in range(len(tries)) if n != oldest]
-    return [oldest, *heapq.nsmallest(slots - 1, rest, key=lambda n: (tries[n][1], tries[n][0]))]
+    left = range(len(tries))
+    oldest = min(left, key=lambda n: tries[n], default=None) if for_oldest else None
+    rest = [n for n in left if n != oldest]
+    return oldest, heapq.nsmallest(slots, rest, key=lambda n: (tries[n][1], tries[n][0]))
 
 
 def volunteer_after_s(role: Role, node: NodeId) -> float:

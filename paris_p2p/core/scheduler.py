@@ -31,6 +31,7 @@ GAIN = 2.0  # a second peer is asked when it would bring a block this many times
 MIN_DOUBLE_S = 0.3  # ... and when the first would still take this long
 MAX_OPEN_BYTES = 96 << 20  # of begun pieces; then only these are gone on with
 MAX_SUSPECTS = 64
+SPARED_S = 5.0  # a piece that was bad waits so long for a peer that had no part in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,12 @@ class Scheduler(Generic[P]):
 
     # -- asking ----------------------------------------------------------------------------------
 
+    def has_room(self, peer: P, now: float) -> bool:
+        """Whether `requests` would ask this peer for anything: cheap, for after every read."""
+        state = self._peers.get(peer)
+        # Small writes cost as much as large ones: several blocks are asked for at once.
+        return state is not None and state.pipeline.asked_bytes <= state.pipeline.window(now) * REFILL
+
     def requests(
         self,
         peer: P,
@@ -183,15 +190,13 @@ class Scheduler(Generic[P]):
         `block_bytes`: as for `add_peer`, where it has changed since.
         """
         state = self._peers.get(peer)
-        if state is None or room <= 0:
+        if state is None or room <= 0 or not self.has_room(peer, now):
             return []
         pipeline = state.pipeline
         if block_bytes is not None:
             pipeline.block_bytes = block_bytes
         window = pipeline.window(now)
         keys: list[Key] = []
-        if pipeline.asked_bytes > window * REFILL:
-            return keys  # small writes cost as much as large ones: ask for several blocks at once
         while pipeline.asked_bytes < window and len(keys) < room and budget > 0:
             key = self._next(peer, state, now, allowed)
             if key is None:
@@ -206,6 +211,7 @@ class Scheduler(Generic[P]):
         opened = self._open[piece]
         opened.ask(peer, offset)
         opened.workers.add(peer)
+        opened.spared_since = None
         state.pieces[piece] = None
         state.pipeline.ask(key, now)
         if not opened.todo:
@@ -213,14 +219,14 @@ class Scheduler(Generic[P]):
 
     def _next(self, peer: P, state: _Peer, now: float, allowed: Allowed) -> Key | None:
         # Pieces that the peer works on or that nobody does; then a new one; then a share in another's.
-        key = self._unasked_block(peer, state, allowed, join=False)
+        key = self._unasked_block(peer, state, now, allowed, join=False)
         if key is None and self._may_open():
             piece = self.picker.pick(peer)
             if piece is not None:
                 self._begin(piece, state.pipeline.block_bytes)
                 key = self._block_of(piece, allowed)
         if key is None:
-            key = self._unasked_block(peer, state, allowed, join=True)
+            key = self._unasked_block(peer, state, now, allowed, join=True)
         if key is None and not self._unasked and not self.picker.free and not state.pipeline.snubbed:
             key = self._doubled(peer, state, now, allowed)
         return key
@@ -234,7 +240,9 @@ class Scheduler(Generic[P]):
         self._unasked[piece] = None
         self._open_bytes += opened.length
 
-    def _unasked_block(self, peer: P, state: _Peer, allowed: Allowed, *, join: bool) -> Key | None:
+    def _unasked_block(
+        self, peer: P, state: _Peer, now: float, allowed: Allowed, *, join: bool
+    ) -> Key | None:
         for piece in self._unasked:
             opened = self._open[piece]
             mine = peer in opened.workers
@@ -242,7 +250,7 @@ class Scheduler(Generic[P]):
                 continue
             if not self.picker.peer_has(peer, piece) or not self._fits(opened, state):
                 continue
-            if not mine and opened.exclusive and not self._takes_alone(peer, piece, opened):
+            if not mine and opened.exclusive and not self._takes_alone(peer, piece, opened, now):
                 continue
             key = self._block_of(piece, allowed)
             if key is not None:
@@ -257,14 +265,16 @@ class Scheduler(Generic[P]):
             opened.regrid(state.max_block)
         return True
 
-    def _takes_alone(self, peer: P, piece: PieceIndex, opened: OpenPiece[P]) -> bool:
+    def _takes_alone(self, peer: P, piece: PieceIndex, opened: OpenPiece[P], now: float) -> bool:
         """Whether `peer` fetches this piece, which was bad before, now alone: one who sent no part of it
-        then, if there is such a one."""
+        then, if there is such a one who begins soon. To have it is not to give it."""
         senders = {suspect.sender for suspect in self._suspects.get(piece, ())}
         if peer in senders:
-            others = (other for other in self._peers if other not in senders)
+            others = [p for p, s in self._peers.items() if p not in senders and not s.pipeline.snubbed]
             if any(self.picker.peer_has(other, piece) for other in others):
-                return False
+                opened.spared_since = now if opened.spared_since is None else opened.spared_since
+                if now - opened.spared_since < SPARED_S:
+                    return False
         for other in set(opened.senders.values()) - {peer}:
             opened.drop_from(other)
         return True

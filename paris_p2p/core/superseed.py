@@ -205,7 +205,10 @@ class SuperSeed(Generic[P]):
         room = [
             (len(state.debt), number, peer)
             for number, (peer, state) in enumerate(self._peers.items())
-            if peer in among and len(state.debt) <= limit and len(state.waiting) < self._portion(state, now)
+            if peer in among
+            and not state.everything  # it knows what to ask for
+            and len(state.debt) <= limit
+            and len(state.waiting) < self._portion(state, now)
         ]
         return min(room, key=lambda entry: entry[:2])[2] if room else None
 
@@ -218,14 +221,13 @@ class SuperSeed(Generic[P]):
         return max(MIN_PORTION, min(MAX_PORTION, wanted // self._piece_bytes))
 
     def _show_one(self, peer: P, state: _Peer, now: float) -> list[tuple[P, PieceIndex]]:
-        piece = next((p for p in self._hidden if p not in state.has), None)
+        piece = next((p for p in self._hidden if p not in state.has and p not in state.shown), None)
         if piece is None:
             piece = self._taken_over(peer, state, now)
         if piece is None:
             return []
-        known = piece in state.shown or state.everything
         self._show(peer, state, piece, now)
-        return self._show_one(peer, state, now) if known else [(peer, piece)]
+        return [(peer, piece)]
 
     def _show(self, peer: P, state: _Peer, piece: PieceIndex, now: float) -> None:
         self._hidden.pop(piece, None)

@@ -46,5 +46,5 @@ def listed(repeats: Labels, names: Sequence[str]) -> list[dict[str, object]]:
     """For the report: each image kept, with those that repeat it."""
     groups = defaultdict[int, list[str]](list)
     for row in np.flatnonzero(repeats >= 0):
-        groups[int(repeats[row])].append(names[row])
+        groups[int(repeats[row])].append(names[int(row)])
     return [{"kept": names[kept], "repeats": repeated} for kept, repeated in sorted(groups.items())]

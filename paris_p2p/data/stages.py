@@ -17,6 +17,7 @@ from paris_p2p.store.locks import holder, try_lock
 
 STATE_NAME = "prepare-state.json"
 LOCK_NAME = "prepare.lock"
+PARTS_NAME = "parts"  # what may stand in a folder before its stages: parts that are to be merged there
 FORMAT = 1
 
 
@@ -73,7 +74,8 @@ def open_stages(root: Path) -> Iterator[Stages]:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root} is not a folder: choose another --out")
     with disk("opening the folder", root):
-        foreign = root.is_dir() and any(root.iterdir()) and not (root / STATE_NAME).exists()
+        others = root.is_dir() and any(path.name != PARTS_NAME for path in root.iterdir())
+        foreign = others and not (root / STATE_NAME).exists()
         if foreign and not (root / LOCK_NAME).exists():
             raise ConfigError(f"{root} holds something else than a prepared run: choose an empty folder")
         root.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,28 @@ def parse_endpoint(text: str) -> Endpoint | None:
     return Endpoint(str(host), int(parts[4]), tls)
 
 
+def place(host: str) -> str:
+    """The network that an IP address is in, as far as one operator mostly has all of it: /24, /64. "" for
+    this machine itself, and for what is no address."""
+    try:
+        address = ipaddress.ip_address(host.split("%", 1)[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return ""
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
+
+
+def place_of(sock: socket.socket) -> str:
+    """The same of the peer that `sock` is connected to."""
+    try:
+        return place(sock.getpeername()[0])
+    except (OSError, IndexError):
+        return ""
+
+
 def is_tls(text: str) -> bool:
     """Whether a multiaddr is dialled by TLS directly."""
     endpoint = parse_endpoint(text)

@@ -94,6 +94,7 @@ class Connection:
         self._control: deque[bytes] = deque()
         self._blocks: deque[tuple[bytes, Buffer]] = deque()  # (header, data); after all of `_control`
         self._begun: deque[Buffer] = deque()  # the rest of what is sent in part: before everything
+        self.content_bytes = 0  # that it took of us
         self._unsent_bytes = 0
         self._batch = MIN_BATCH_BYTES
         self._writable = trio.Event()
@@ -357,6 +358,7 @@ class Connection:
             header = self.session.answer(request.piece, request.offset, request.length, now)
             self._blocks.append((header, data))
             self._queued(len(header) + len(data))
+            self.content_bytes += len(data)
             self.owner.uploaded(self, request.piece, len(data))
 
     async def _tick(self) -> None:

@@ -151,7 +151,6 @@ class Download:
         if self._scheduler is not None:
             liar = isinstance(connection.failure, RemoteProtocolError)
             self._wasted += self._scheduler.remove_peer(connection, distrust=liar)
-        self._item.shared.forget(connection.node_id)
         bye = connection.ended_by_peer
         replaced = connection.node_id in self._item.connections  # by a newer session, or a faster one
         if not replaced and (connection.failure is not None or bye is not None):
@@ -303,6 +302,8 @@ class Download:
         now = trio.current_time()
         session = connection.session
         connection.send(session.interest(self._scheduler.picker.interesting(connection), now))
+        if not self._scheduler.has_room(connection, now):
+            return
         shared = self._item.shared
         budget = shared.down_limit.available(connection.node_id, now)
         if self._unverified > MAX_UNVERIFIED_BYTES or self._held_back or budget <= 0:

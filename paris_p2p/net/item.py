@@ -5,6 +5,7 @@ Owns: what is the same for a complete and for a partial item. Does not own: fetc
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import trio
@@ -54,6 +55,7 @@ class Shared:
         self.limits = limits
         self.up_limit: Limiter[NodeId] = Limiter(None, None, now)
         self.down_limit: Limiter[NodeId] = Limiter(None, None, now)
+        self.sessions: Counter[NodeId] = Counter()  # of all items
         self.downloads: list[Download] = []
         self.served: dict[InfoHash, Served] = {}
         self.node_id = node_id
@@ -78,10 +80,14 @@ class Shared:
             for other in self.downloads
         )
 
-    def forget(self, node_id: NodeId) -> None:
-        """A session is over: full buckets for the next one cost nothing, a leak of them does."""
-        self.up_limit.forget(node_id)
-        self.down_limit.forget(node_id)
+    def left(self, node_id: NodeId) -> None:
+        """A session is over. After the peer's last one, full buckets for the next cost nothing, a leak of
+        them does."""
+        self.sessions[node_id] -= 1
+        if self.sessions[node_id] <= 0:
+            del self.sessions[node_id]
+            self.up_limit.forget(node_id)
+            self.down_limit.forget(node_id)
 
 
 class Item:
@@ -146,12 +152,17 @@ class Item:
         if old is not None:
             old.end(m.BYE_DUPLICATE)
         self.connections[connection.node_id] = connection
+        self.shared.sessions[connection.node_id] += 1
         try:
             await connection.run()
         finally:
             if self.connections.get(connection.node_id) is connection:
                 del self.connections[connection.node_id]
-            self._closed(connection)
+            try:
+                self._closed(connection)
+            except Exception:  # noqa: BLE001 - our bug, but the end of one session must not end the node
+                _log.exception("a session with %s did not end well", peer_id_text(connection.node_id))
+            self.shared.left(connection.node_id)
 
     def _closed(self, connection: Connection) -> None:
         if isinstance(connection.failure, RemoteProtocolError):
@@ -162,7 +173,6 @@ class Item:
             self.download.closed(connection)
         if self.seeding is not None:
             self.seeding.closed(connection)
-            self.shared.forget(connection.node_id)
         self.shared.rechoke()
 
     def strike(self, node_id: NodeId, reason: str) -> None:

@@ -7,11 +7,12 @@ Does not own: dialling. What is heard proves nothing: a connection authenticates
 zeroconf runs in a thread of its own. It is imported only when it is used.
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,13 +24,15 @@ from paris_p2p.wire.identity import node_id_from_peer_id, peer_id_text
 from paris_p2p.wire.messages import MAX_ADDRESS_CHARS, MAX_ADDRESSES
 
 if TYPE_CHECKING:
-    from zeroconf import ServiceStateChange, Zeroconf
+    from zeroconf import ServiceInfo, ServiceStateChange, Zeroconf
 
 _log = logging.getLogger(__name__)
 
 SERVICE = "_paris-p2p._tcp.local."
 MAX_NODES = 200
 ASK_MS = 3000
+MAX_ASKED = 16  # nodes at once whose announcement came without its addresses
+CLOSE_S = 3.0
 POLL_S = 0.1
 
 
@@ -40,6 +43,7 @@ class Lan:
         self._own = own
         self._mutex = threading.Lock()
         self._nodes: dict[NodeId, Peer] = {}
+        self._asked = 0
 
     def peers(self) -> list[Peer]:
         """Who was heard and has not said goodbye since."""
@@ -72,15 +76,37 @@ class Lan:
     def changed(
         self, zeroconf: "Zeroconf", service_type: str, name: str, state_change: "ServiceStateChange"
     ) -> None:
-        """What zeroconf calls, in its browser's thread."""
-        from zeroconf import ServiceStateChange
+        """What zeroconf calls, in its only browser's thread: it must not wait there."""
+        from zeroconf import ServiceInfo, ServiceStateChange
 
         if state_change is ServiceStateChange.Removed:
             self.gone(name)
-            return
-        info = zeroconf.get_service_info(service_type, name, ASK_MS)
-        if info is not None:
-            self.heard(name, info.properties)
+        elif _node_id(name) is not None:
+            info = ServiceInfo(service_type, name)
+            if info.load_from_cache(zeroconf):  # an announcement brings all of it
+                self.heard(name, info.properties)
+            else:
+                self._ask(zeroconf, info, name)
+
+    def _ask(self, zeroconf: "Zeroconf", info: "ServiceInfo", name: str) -> None:
+        with self._mutex:
+            if self._asked >= MAX_ASKED or zeroconf.loop is None:
+                return  # it announces itself again
+            self._asked += 1
+
+        async def ask() -> None:
+            try:
+                if await info.async_request(zeroconf, ASK_MS):
+                    self.heard(name, info.properties)
+            finally:
+                with self._mutex:
+                    self._asked -= 1
+
+        asking = ask()
+        try:
+            asyncio.run_coroutine_threadsafe(asking, zeroconf.loop)
+        except RuntimeError:  # zeroconf is closing
+            asking.close()
 
 
 def announcement(addresses: Sequence[str]) -> dict[str, str]:
@@ -130,37 +156,50 @@ async def open_lan(
 
 
 async def _run(lan: Lan, node_id: NodeId, addresses: Sequence[str], interfaces: Sequence[str] | None) -> None:
-    def start() -> Any:
-        from zeroconf import InterfaceChoice, ServiceBrowser, Zeroconf
-
-        chosen = list(interfaces) if interfaces is not None else InterfaceChoice.All
-        zeroconf = Zeroconf(interfaces=chosen)
-        ServiceBrowser(zeroconf, SERVICE, handlers=[lan.changed])
-        return zeroconf
-
-    def announce() -> None:
-        from zeroconf import ServiceInfo
-
-        peer_id = peer_id_text(node_id)
-        endpoints = [endpoint for endpoint in map(parse_endpoint, addresses) if endpoint is not None]
-        info = ServiceInfo(
-            SERVICE,
-            f"{peer_id}.{SERVICE}",
-            port=endpoints[0].port if endpoints else 0,
-            parsed_addresses=list(dict.fromkeys(endpoint.host for endpoint in endpoints)),
-            properties=announcement(addresses),
-            server=f"{peer_id}.local.",  # the machine's own name stays its own
-        )
-        zeroconf.register_service(info)
+    from zeroconf import Error
 
     try:
-        zeroconf = await trio.to_thread.run_sync(start)
-    except OSError as error:
-        _log.warning("the local network cannot be searched (%s)", error.strerror or str(error))
+        zeroconf = await trio.to_thread.run_sync(_listen, lan, interfaces)
+    except (OSError, Error) as error:
+        _log.warning("the local network cannot be searched (%s)", _reason(error))
         return
     try:
-        await trio.to_thread.run_sync(announce)
+        try:
+            await trio.to_thread.run_sync(_announce, zeroconf, node_id, addresses)
+        except (OSError, Error) as error:  # others are heard all the same
+            _log.warning("this node cannot be announced on the local network (%s)", _reason(error))
         await trio.sleep_forever()
     finally:
-        with trio.CancelScope(shield=True):  # it says goodbye: a fraction of a second
-            await trio.to_thread.run_sync(zeroconf.close)
+        # It says goodbye: a fraction of a second, unless something on the network keeps it busy.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
+            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or str(error) or type(error).__name__
+
+
+def _listen(lan: Lan, interfaces: Sequence[str] | None) -> "Zeroconf":
+    from zeroconf import InterfaceChoice, ServiceBrowser, Zeroconf
+
+    zeroconf = Zeroconf(interfaces=list(interfaces) if interfaces is not None else InterfaceChoice.All)
+    ServiceBrowser(zeroconf, SERVICE, handlers=[lan.changed])
+    return zeroconf
+
+
+def _announce(zeroconf: "Zeroconf", node_id: NodeId, addresses: Sequence[str]) -> None:
+    from zeroconf import ServiceInfo
+
+    peer_id = peer_id_text(node_id)
+    endpoints = [endpoint for endpoint in map(parse_endpoint, addresses) if endpoint is not None]
+    info = ServiceInfo(
+        SERVICE,
+        f"{peer_id}.{SERVICE}",
+        port=endpoints[0].port if endpoints else 0,
+        parsed_addresses=list(dict.fromkeys(endpoint.host for endpoint in endpoints)),
+        properties=announcement(addresses),
+        server=f"{peer_id}.local.",  # the machine's own name stays its own
+    )
+    # Nobody is asked whether the name is free: it is ours, and who says otherwise could silence us.
+    zeroconf.register_service(info, cooperating_responders=True)

@@ -6,16 +6,17 @@ Does not own: one item's exchange (`net.item`, `net.download`), streams (`net.mu
 
 import logging
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from paris_p2p.core.choker import Candidate, Choker
 from paris_p2p.core.session import Session
+from paris_p2p.core.visits import Visit, Visits
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, NodeId
 from paris_p2p.net.addresses import is_tls
@@ -43,6 +44,7 @@ _log = logging.getLogger(__name__)
 MAX_FETCHES = 6
 MAX_SESSIONS = 256
 MAX_SESSIONS_PER_PEER = 64
+MAX_SESSIONS_PER_PLACE = 128
 SEND_S = 15.0
 HOUSEKEEPING_S = 1.0
 PROGRESS_S = 0.2
@@ -89,7 +91,7 @@ class Swarm:
         self._opening: dict[InfoHash, trio.Lock] = {}
         self._fetches: dict[InfoHash, FetchJob] = {}
         self._slots = trio.CapacityLimiter(MAX_FETCHES)
-        self._sessions: Counter[NodeId] = Counter()
+        self._visits = Visits(MAX_SESSIONS, MAX_SESSIONS_PER_PEER, MAX_SESSIONS_PER_PLACE)
         self._closing = False
 
     # -- public ----------------------------------------------------------------------------------
@@ -295,14 +297,22 @@ class Swarm:
 
     async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:
         """Handles a stream that a peer opened. Never raises for what the peer does."""
-        self._sessions[node_id] += 1
+        place = stream.place if isinstance(stream, DirectStream) else ""
+        visit = Visit(node_id, place, trio.current_time())
         try:
-            connection = await self._greet(node_id, stream)
+            connection = None
+            with trio.CancelScope() as scope:
+                visit.leave = scope.cancel
+                connection = await self._greet(node_id, stream, visit)
             if connection is None:
                 await stream.aclose()
             else:
                 item = connection.owner
                 assert isinstance(item, Item)
+                if scope.cancel_called:
+                    connection.end(m.BYE_BUSY)
+                visit.leave = partial(connection.end, m.BYE_BUSY)
+                visit.moved = partial(_moved, connection)
                 await self._run_connection(item, connection)
         except TransportError as error:
             _log.debug("a session with %s failed: %s", peer_id_text(node_id), error)
@@ -312,14 +322,14 @@ class Swarm:
             _log.warning("peer %s broke the protocol: %s", peer_id_text(node_id), error)
             await stream.aclose()
         finally:
-            self._sessions[node_id] -= 1
-            if not self._sessions[node_id]:
-                del self._sessions[node_id]
+            self._visits.left(visit)
 
-    async def _greet(self, node_id: NodeId, stream: ByteStream) -> Connection | None:
+    async def _greet(self, node_id: NodeId, stream: ByteStream, visit: Visit) -> Connection | None:
         """The session if it is to be, else the peer has been told why not."""
         session = Session(trio.current_time(), limits_for(stream))
         refusal = self._refusal(node_id)
+        if refusal is None and not self._visits.admit(visit, trio.current_time()):
+            refusal = (m.BYE_BUSY, "too many sessions")
         if refusal is not None:
             await _send(stream, session.bye(*refusal))
             return None
@@ -347,8 +357,6 @@ class Swarm:
             return (m.BYE_LEAVING, "shutting down")
         if self._shared.bans.banned(node_id, trio.current_time()):
             return (m.BYE_BANNED, "banned for now")
-        if self._sessions.total() > MAX_SESSIONS or self._sessions[node_id] > MAX_SESSIONS_PER_PEER:
-            return (m.BYE_BUSY, "too many sessions")
         return None
 
     def _hello_addresses(self) -> tuple[str, ...]:
@@ -450,6 +458,11 @@ class Swarm:
                     item.end_all(m.BYE_LEAVING)
                     self._forget_unused(item)
                 await trio.sleep(0.01)
+
+
+def _moved(connection: Connection) -> int:
+    """Bytes of content, and of everything that came."""
+    return connection.content_bytes + connection.received.total
 
 
 def _candidate(connection: Connection, now: float) -> Candidate[Connection]:

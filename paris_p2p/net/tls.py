@@ -14,6 +14,7 @@ TLS runs over memory buffers: the socket is read and written in quarter megabyte
 
 import hashlib
 import logging
+import math
 import os
 import socket
 import ssl
@@ -24,9 +25,10 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 import trio
 
 from paris_p2p.clock import unix
+from paris_p2p.core.visits import Visit, Visits
 from paris_p2p.errors import NetworkError, ParisError, TransportError
 from paris_p2p.ids import NodeId
-from paris_p2p.net.addresses import Endpoint, bind
+from paris_p2p.net.addresses import Endpoint, bind, place_of
 from paris_p2p.net.certificates import load_into, make_certificate, owner_of
 from paris_p2p.net.memory import keep_freed_memory
 from paris_p2p.net.raw import connect
@@ -45,7 +47,8 @@ FLUSH_S = 60.0  # for `SOCKET_BYTES`
 CLOSE_S = 2.0
 MAX_CONNECTIONS = 512  # inbound, authenticated
 MAX_PER_PEER = 64
-MAX_HALF_OPEN = 128  # inbound, not yet authenticated; the oldest makes way
+MAX_PER_PLACE = 256
+MAX_HALF_OPEN = 128  # inbound, not yet authenticated; the oldest of the place with most makes way
 BACKLOG = 256
 SOCKET_BYTES = 256 * 1024  # read and written at once
 NOT_SENT_BYTES = 128 * 1024  # what waits in the kernel can no longer be overtaken
@@ -82,9 +85,15 @@ class TlsStream(DirectStream):
         self._closed = False
         self._fed = 0  # bytes given to TLS to decrypt
         self._useful = 0  # what of them brought data
+        self._sent = 0  # bytes that the socket took
         self.path = DIRECT
         self.when_broken: Callable[[], None] = lambda: None
         """Called when the connection breaks under us: not for a peer that says it is done."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes, both ways, so far."""
+        return self._useful + self._sent
 
     # -- handshake -------------------------------------------------------------------------------
 
@@ -226,27 +235,30 @@ class TlsStream(DirectStream):
 
     async def _flush(self) -> None:
         """Hands to the socket what is encrypted."""
+        latest = math.inf
         while self._unsent or self._outgoing.pending:
             if not self._unsent:
                 self._unsent = memoryview(self._outgoing.read())
             try:
                 count = self._sock.send(self._unsent)
             except BlockingIOError:
-                await self._wait_writable()
+                latest = min(latest, trio.current_time() + FLUSH_S)
+                await self._wait_writable(latest)
             except OSError as error:
                 raise self._broken(f"write failed: {error.strerror or error}") from None
             else:
                 self._unsent = self._unsent[count:]
+                self._sent += count
 
-    async def _wait_writable(self) -> None:
-        with trio.move_on_after(WRITE_S) as scope:
+    async def _wait_writable(self, latest: float = math.inf) -> None:
+        with trio.CancelScope(deadline=min(latest, trio.current_time() + WRITE_S)) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._sock.fileno())
             except (trio.ClosedResourceError, OSError, ValueError):
                 raise TransportError("the connection was closed") from None
         if scope.cancelled_caught:
             self.abort()
-            raise self._broken(f"the peer took nothing for {WRITE_S:.0f} s")
+            raise self._broken(f"the peer took nothing for {WRITE_S:.0f} s, or little for {FLUSH_S:.0f} s")
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -293,8 +305,8 @@ class TlsHost:
         self._server_lock = trio.Lock()
         self._certificate = b""
         self._handler: StreamHandler | None = None
-        self._half_open: dict[trio.CancelScope, None] = {}  # in order of arrival
-        self._connections: Counter[NodeId] = Counter()
+        self._half_open: dict[trio.CancelScope, str] = {}  # in order of arrival -> place
+        self._connections = Visits(MAX_CONNECTIONS, MAX_PER_PEER, MAX_PER_PLACE)
         self.endpoints: list[Endpoint] = []
         """Where this host listens, with real ports."""
         self.divert: Callable[[socket.socket], Awaitable[None]] | None = None
@@ -368,7 +380,7 @@ class TlsHost:
 
     async def _begins_otherwise(self, sock: socket.socket) -> bool:
         sock.setblocking(False)
-        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope):
+        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope, place_of(sock)):
             try:
                 await trio.lowlevel.wait_readable(sock.fileno())
                 return sock.recv(1, socket.MSG_PEEK) not in (b"", _TLS_RECORD)
@@ -383,6 +395,7 @@ class TlsHost:
             _tune(sock)
             stream = TlsStream(sock, await self._server_context(), True, self._scratch)
             stream.path = path
+            stream.place = place_of(sock)
             node_id = await self._authenticate(stream)
             self._note_path(node_id, path)
             await self._handle(node_id, stream)
@@ -395,7 +408,7 @@ class TlsHost:
                 stream.abort()
 
     async def _authenticate(self, stream: TlsStream) -> NodeId:
-        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope):
+        with trio.move_on_after(HANDSHAKE_S) as scope, self._as_half_open(scope, stream.place):
             await stream.handshake()
             nonce = os.urandom(NONCE_BYTES)
             await stream.send_all(nonce)
@@ -403,14 +416,17 @@ class TlsHost:
         raise TransportError("the peer did not introduce itself in time, or too many did not")
 
     @contextmanager
-    def _as_half_open(self, scope: trio.CancelScope) -> Iterator[None]:
+    def _as_half_open(self, scope: trio.CancelScope, place: str) -> Iterator[None]:
         if len(self._half_open) >= MAX_HALF_OPEN:
-            next(iter(self._half_open)).cancel()
-        self._half_open[scope] = None
+            crowded = Counter(self._half_open.values()).most_common(1)[0][0]
+            oldest = next(other for other, theirs in self._half_open.items() if theirs == crowded)
+            del self._half_open[oldest]
+            oldest.cancel()
+        self._half_open[scope] = place
         try:
             yield
         finally:
-            del self._half_open[scope]
+            self._half_open.pop(scope, None)
 
     def _check_proof(self, nonce: bytes, proof: bytes) -> NodeId:
         node_id, signature = NodeId(proof[:NODE_ID_BYTES]), proof[NODE_ID_BYTES:]
@@ -420,18 +436,16 @@ class TlsHost:
         return node_id
 
     async def _handle(self, node_id: NodeId, stream: TlsStream) -> None:
-        full = self._connections.total() >= MAX_CONNECTIONS
-        if self._handler is None or full or self._connections[node_id] >= MAX_PER_PEER:
+        now = trio.current_time()
+        visit = Visit(node_id, stream.place, now, moved=lambda: stream.moved, leave=stream.abort)
+        if self._handler is None or not self._connections.admit(visit, now):
             raise TransportError("too many connections")
-        self._connections[node_id] += 1
         try:
             await self._handler(node_id, stream)
         except Exception:  # noqa: BLE001 - our bug, which must not end the host
             _log.exception("handling a connection of %s failed", peer_id_text(node_id))
         finally:
-            self._connections[node_id] -= 1
-            if not self._connections[node_id]:
-                del self._connections[node_id]
+            self._connections.left(visit)
 
     async def _server_context(self) -> ssl.SSLContext:
         """Made when the first peer calls: who only fetches starts faster without."""

@@ -42,7 +42,9 @@ class ByteStream(Protocol):
 
 class DirectStream(ABC):
     """A `ByteStream` without a muxer: fast enough for larger blocks and worth its own reading and writing
-    without copies."""
+    without copies. `place`: the network it comes from (`net.addresses.place`)."""
+
+    place = ""
 
     @abstractmethod
     async def send_all(self, data: bytes) -> None: ...

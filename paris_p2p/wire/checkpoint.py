@@ -84,6 +84,11 @@ def check_statement(data: bytes) -> CheckpointStatement:
     return found
 
 
+def signatures_checked() -> int:
+    """How many statements this process has decoded and verified so far: each takes half a millisecond."""
+    return _checked.cache_info().misses
+
+
 @functools.lru_cache(maxsize=CACHED_STATEMENTS)
 def _checked(data: bytes) -> CheckpointStatement | str:
     """The statement, or why there is none."""

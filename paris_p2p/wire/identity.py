@@ -6,7 +6,6 @@ Owns: signing, verifying, text forms. Does not own: where a key is kept (the pro
 import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import NodeId
@@ -28,7 +27,7 @@ class Identity:
             raise ConfigError(f"an identity is {SEED_BYTES} bytes, this one has {len(seed)}")
         self.seed = seed
         self._private = Ed25519PrivateKey.from_private_bytes(seed)
-        self.node_id = NodeId(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+        self.node_id = NodeId(self._private.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte Ed25519 signature of `message`."""

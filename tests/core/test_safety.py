@@ -102,11 +102,11 @@ def test_a_few_check_at_once_the_others_later_and_never_the_trainer_first() -> N
 
 def test_a_slot_is_always_for_what_is_known_longest_the_others_for_what_failed_least() -> None:
     old, failed, fresh = (1.0, 3), (2.0, 1), (9.0, 0)
-    assert examination_order([fresh, failed, old], 1) == [2]
-    assert examination_order([fresh, failed, old], 2) == [2, 0]
-    assert examination_order([fresh, failed, old], 9) == [2, 0, 1]
-    assert examination_order([(1.0, 1), (1.0, 0)], 1) == [1]
-    assert examination_order([], 2) == [] == examination_order([old], 0)
+    assert examination_order([fresh, failed, old], 0, for_oldest=True) == (2, [])
+    assert examination_order([fresh, failed, old], 1, for_oldest=True) == (2, [0])
+    assert examination_order([fresh, failed, old], 9, for_oldest=False) == (None, [0, 1, 2])
+    assert examination_order([(1.0, 1), (1.0, 0)], 0, for_oldest=True) == (1, [])
+    assert examination_order([], 2, for_oldest=True) == (None, [])
 
 
 def test_the_announced_checkpoint_stays_while_others_copy_it() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paris_p2p.core.pipeline import MIN_PATIENCE_S, Key
-from paris_p2p.core.scheduler import MAX_REQUESTERS, Scheduler
+from paris_p2p.core.scheduler import MAX_REQUESTERS, SPARED_S, Scheduler
 from paris_p2p.ids import PieceIndex
 
 P = PieceIndex
@@ -238,6 +238,31 @@ def test_an_unverifiable_piece_is_fetched_again_without_blame() -> None:
     swarm.answer("a", count=BLOCKS)
     swarm.scheduler.unstored(P(0))
     assert len(swarm.fill("a")) == BLOCKS
+
+
+def test_a_bad_piece_does_not_wait_for_ever_for_a_peer_that_chokes_us() -> None:
+    swarm = Swarm(pieces=1)
+    swarm.add("a", "b", "chokes")
+    swarm.fill("a", room=2)
+    swarm.fill("b", room=2)
+    swarm.answer("a", count=2)
+    assert swarm.answer("b", WRONG, count=2) == [0] and swarm.scheduler.bad(P(0)) == set()
+    assert swarm.fill("a") == swarm.fill("b") == []  # the third one had no part in it
+    swarm.now += SPARED_S
+    assert len(swarm.fill("a")) == BLOCKS
+    assert swarm.answer("a", count=BLOCKS) == [0]
+    assert swarm.scheduler.good(P(0)).liars == {"b"}
+
+
+def test_a_bad_piece_does_not_wait_for_a_peer_that_was_late() -> None:
+    swarm = Swarm(pieces=1)
+    swarm.add("a", "b", "late")
+    swarm.scheduler._peers["late"].pipeline.snubbed = True
+    swarm.fill("a", room=2)
+    swarm.fill("b", room=2)
+    swarm.answer("a", count=2)
+    swarm.answer("b", WRONG, count=2)
+    assert swarm.scheduler.bad(P(0)) == set() and len(swarm.fill("a")) == BLOCKS
 
 
 # -- properties ----------------------------------------------------------------------------------

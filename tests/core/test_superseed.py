@@ -167,6 +167,22 @@ def test_an_item_of_very_many_pieces_is_shown_at_once() -> None:
     assert not SuperSeed[str](MAX_PIECES + 1, PIECE, random.Random(1)).active
 
 
+def test_a_late_second_peer_of_a_large_item_gets_its_portion_and_the_first_one_goes_on() -> None:
+    crowd = Crowd(pieces=3000)
+    crowd.join("a")
+    crowd.reveal()
+    crowd.now = ALONE_S
+    crowd.reveal()
+    crowd.join("b")
+    crowd.reveal()
+    for piece in list(crowd.seeding._peers["a"].waiting):
+        assert crowd.send("a", piece)
+    crowd.seeding.has("b", list(crowd.seeding._peers["a"].debt), crowd.now)
+    crowd.reveal()
+    assert len(crowd.shown["a"]) == 3000 and len(crowd.shown["b"]) == 4
+    assert len(crowd.seeding._hidden) > 2000
+
+
 actions = st.lists(
     st.tuples(
         st.sampled_from(["reveal", "reveal", "send", "send", "has", "join", "leave", "wait"]),

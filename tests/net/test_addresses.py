@@ -13,6 +13,7 @@ from paris_p2p.net.addresses import (
     is_tls,
     listen_endpoint,
     parse_endpoint,
+    place,
     probe,
 )
 
@@ -82,3 +83,9 @@ def test_tls_comes_first_and_one_of_libp2p_stays() -> None:
     assert chosen(tls, [], 3) == ("t1", "t2", "t3")
     assert chosen(tls[:1], libp2p, 3) == ("t1", "l1", "l2")
     assert chosen([], libp2p, 3) == ("l1", "l2")
+
+
+def test_a_place_is_the_network_of_an_address_and_this_machine_is_none() -> None:
+    assert place("192.0.2.7") == place("192.0.2.200") == place("::ffff:192.0.2.1") != place("192.0.3.7")
+    assert place("2001:db8::1") == place("2001:db8::ffff:1") != place("2001:db8:0:1::1")
+    assert place("127.0.0.1") == place("::1") == place("nowhere") == ""

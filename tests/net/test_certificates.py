@@ -6,8 +6,8 @@ import ssl
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.security.tls.certificate import (
     create_cert_template,
@@ -16,15 +16,11 @@ from libp2p.security.tls.certificate import (
 )
 
 from paris_p2p.errors import TransportError
-from paris_p2p.net.certificates import (
-    EXTENSION_OID,
-    MAX_CERTIFICATE_BYTES,
-    load_into,
-    make_certificate,
-    owner_of,
-)
+from paris_p2p.net import certificates
+from paris_p2p.net.certificates import MAX_CERTIFICATE_BYTES, load_into, make_certificate, owner_of
 from paris_p2p.wire.identity import Identity
 
+EXTENSION_OID = x509.ObjectIdentifier(certificates.EXTENSION_OID)
 NOW = 1_800_000_000.0
 ALICE = Identity(b"a" * 32)
 MALLORY = Identity(b"m" * 32)
@@ -124,6 +120,53 @@ def test_what_is_critical_and_unknown_is_refused() -> None:
 def test_junk_is_no_certificate(junk: bytes) -> None:
     with pytest.raises(TransportError, match="cannot be read"):
         owner_of(junk, NOW)
+
+
+def test_a_certificate_cut_off_or_with_something_after_it_is_refused() -> None:
+    whole = der(make_certificate(ALICE)[0])
+    for changed in [whole[:end] for end in range(len(whole))] + [whole + b"\0"]:
+        with pytest.raises(TransportError):
+            owner_of(changed, NOW)
+
+
+def test_only_the_shortest_form_of_a_length_is_read() -> None:
+    whole = der(make_certificate(ALICE)[0])
+    assert whole[:2] == b"\x30\x82"
+    with pytest.raises(TransportError, match="cannot be read"):
+        owner_of(b"\x30\x83\0" + whole[2:], NOW)
+
+
+@pytest.mark.parametrize(
+    ("curve", "digest"), [(ec.SECP384R1(), SHA256()), (ec.SECP256R1(), SHA384())], ids=["curve", "hash"]
+)
+def test_one_curve_and_one_hash_are_enough(curve: ec.EllipticCurve, digest: SHA256 | SHA384) -> None:
+    key = ec.generate_private_key(curve)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2000, 1, 1))
+        .not_valid_after(datetime.datetime(2100, 1, 1))
+    )
+    with pytest.raises(TransportError, match="of P-256"):
+        owner_of(der(builder.sign(key, digest).public_bytes(Encoding.PEM)), NOW)
+
+
+def test_an_identity_given_twice_is_refused() -> None:
+    extension = bytes.fromhex("300f060a2b0601040183a25a01010401") + b"x"
+    with pytest.raises(ValueError, match="twice"):
+        certificates._extension(certificates._Der(extension + extension))
+
+
+def test_another_library_reads_the_same_in_ours() -> None:
+    pem, private = make_certificate(ALICE, datetime.datetime(2049, 12, 31), datetime.datetime(2050, 1, 2))
+    read = x509.load_pem_x509_certificate(pem)
+    assert read.not_valid_before_utc == datetime.datetime(2049, 12, 31, tzinfo=datetime.UTC)
+    assert read.not_valid_after_utc == datetime.datetime(2050, 1, 2, tzinfo=datetime.UTC)
+    assert read.serial_number > 0 and not list(read.subject) and not list(read.issuer)
+    assert load_pem_private_key(private, None).public_key() == read.public_key()
 
 
 def test_an_endless_certificate_is_not_even_read() -> None:

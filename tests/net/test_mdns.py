@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import trio
+from zeroconf import ServiceInfo, Zeroconf
 
 from paris_p2p.ids import NodeId
 from paris_p2p.net.mdns import MAX_NODES, SERVICE, Lan, announcement, open_lan, read_announcement
@@ -77,6 +78,22 @@ async def test_nodes_on_one_network_hear_each_other_and_their_goodbyes() -> None
         with trio.fail_after(NEAR_S):
             while first.peers():
                 await trio.sleep(0.05)
+
+
+async def test_a_stranger_with_our_name_neither_silences_nor_ends_us() -> None:
+    loopback, one, two = ["127.0.0.1"], node(1), node(2)
+    texts = {n: [address(n, "/ip4/127.0.0.1/tcp/9/tls")] for n in (one, two)}
+    stranger = await trio.to_thread.run_sync(lambda: Zeroconf(interfaces=loopback))
+    info = ServiceInfo(SERVICE, name(one), port=9, parsed_addresses=["127.0.0.1"], server="evil.local.")
+    try:
+        await trio.to_thread.run_sync(stranger.register_service, info)
+        async with (
+            open_lan(one, texts[one], interfaces=loopback) as first,
+            open_lan(two, texts[two], interfaces=loopback),
+        ):
+            assert await first.first(NEAR_S) == [Peer(two, tuple(texts[two]))]
+    finally:
+        await trio.to_thread.run_sync(stranger.close)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zeroconf leaves its socket

@@ -295,6 +295,43 @@ async def test_one_peer_gets_so_many_connections_and_not_one_more(monkeypatch: p
             nursery.cancel_scope.cancel()
 
 
+async def test_messages_of_tls_without_data_end_the_connection() -> None:
+    """What TLS works on without giving us anything, fed as from the socket: no more than a little of it."""
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        stream._fed += tls.MAX_IDLE_BYTES + 1  # as many key updates as that
+        with pytest.raises(TransportError, match="no data"):
+            await stream.receive_some(1)
+        stream.abort()
+        await visitors.gone.wait()
+
+
+async def test_data_is_not_taken_for_messages_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_IDLE_BYTES", 20_000)  # a record begun, and the handshake
+    sent = random.Random(3).randbytes(1 << 20)
+    async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        for start in range(0, 2000):
+            await stream.send_all(sent[start : start + 1])  # records of one byte
+        await stream.send_all(sent[2000:])
+        await stream.aclose()
+        await visitors.gone.wait()
+    assert bytes(visitors.sent) == sent
+
+
+async def test_of_those_not_introduced_the_place_with_most_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_HALF_OPEN", 3)
+    async with open_tls_host(ALICE, []) as alice:
+        scopes = {name: trio.CancelScope() for name in ("near", "far 1", "far 2", "new")}
+        with (
+            alice._as_half_open(scopes["near"], "a"),
+            alice._as_half_open(scopes["far 1"], "b"),
+            alice._as_half_open(scopes["far 2"], "b"),
+            alice._as_half_open(scopes["new"], "c"),
+        ):
+            assert [name for name, scope in scopes.items() if scope.cancel_called] == ["far 1"]
+
+
 # -- slow readers, ends ------------------------------------------------------------------------------
 
 

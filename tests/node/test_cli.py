@@ -46,6 +46,8 @@ def test_every_option_says_what_it_does(name: str) -> None:
     ("name", "wanted"),
     [
         ("prepare", {"--out", "--clusters", "--preset", "--image-size", "--steps", "--seed", "--name"}),
+        ("prepare", {"--image-encoder", "--text-encoder", "--vae", "--shard", "--balanced", "--device"}),
+        ("prepare-merge", {"--out", "--clusters", "--seed", "--name", "--drop-duplicates", "--allow"}),
         ("join", {"--run", "--role", "--device", "--until-complete"}),
         ("status", {"--once", "--run"}),
         ("fetch-model", {"--out", "--allow-partial", "--run"}),

@@ -9,11 +9,13 @@ from paris_node.run_node import EXAMINE_STALL_S
 from paris_p2p import clock
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import Role
+from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import ClaimRecord, SignedRecord, record_key, role_scope, sign_record
 
 ROLE = Role("expert-0")
 MALLORY = Identity(b"m" * 32)
+ORGANISER = Identity(b"o" * 32)
 CROWD = [Identity(bytes([100 + n]) * 32) for n in range(6)]
 
 
@@ -61,7 +63,9 @@ async def test_a_crowd_of_fakes_does_not_hide_the_good_finish_from_the_mirror(
     assert good in node.ledger and not any(lie in node.ledger for lie in lies)
 
 
-async def test_what_a_node_found_bad_discredits_who_vouched_for_it(world: Any, autojump_clock: Any) -> None:
+async def test_an_idle_node_looks_at_a_finish_that_keys_vouch_for_and_discredits_them(
+    world: Any, autojump_clock: Any
+) -> None:
     good, network = finished_by(world, "alice")
     lies = fakes(world, served_by=network)
     for who in CROWD:
@@ -69,17 +73,51 @@ async def test_what_a_node_found_bad_discredits_who_vouched_for_it(world: Any, a
     node, _ = world.run_node(world.network("bob", seeds=True))
     before = await node.observe()
     assert before.newest[ROLE].data in lies  # six keys vouch for each other, and nobody has looked
-    await node.announcer.flush()
-    for candidate in before.candidates[ROLE]:
-        if candidate.data in lies:
-            with pytest.raises(RemoteProtocolError):
-                await node.fetch_weights(candidate, measure=True)
-            break
+    await run_for(100, node.announce_loop, node.replicate_loop)
     after = await node.observe()
     assert not any(one.credible for one in after.candidates[ROLE] if one.data in lies)
     assert {who.node_id for who in CROWD} <= node.checker.known().liars
-    await run_for(10, node.announce_loop, node.replicate_loop)
-    assert (await node.observe()).newest[ROLE].data == good
+    assert after.newest[ROLE].data == good
+
+
+async def test_a_false_loss_discredits_its_signer_and_who_measured_it_and_nobody_else(
+    world: Any, autojump_clock: Any
+) -> None:
+    bad, network = finished_by(world, "alice", loss=0.0)
+    form, lied = Identity(b"f" * 32), Identity(b"l" * 32)
+    for who, loss in ((form, None), (lied, 0.0), (ORGANISER, None)):
+        world.takes_part(who)
+        world.attests(who, ROLE, bad, loss=loss)
+    world.measure = lambda _message: {"type": "measured", "loss": 0.9, "baseline": 1.2}
+    node, _ = world.run_node(world.network("bob", seeds=True), mirror=True)
+    await run_for(20, node.announce_loop, node.replicate_loop)
+    assert bad in node.checker.known().rejected
+    assert node.checker.known().liars == {network.identity.node_id, lied.node_id}
+
+
+async def test_a_false_statement_about_good_weights_does_not_take_them_away_from_an_honest_copy(
+    world: Any, autojump_clock: Any
+) -> None:
+    network = world.network("alice")
+    good, statement = world.checkpoint(network.identity, ROLE, 100, store=network.store)
+    away = ContentStore(world.folder / "away")
+    away.adopt(network.store, statement.resume.info_hash)
+    network.store.remove(statement.resume.info_hash)  # the honest copy waits for it
+    weights = {"weights": statement.weights}
+    lie, _ = world.checkpoint(MALLORY, ROLE, 100, term=9 << 32, store=network.store, loss=0.0, **weights)
+    for who, data in ((network.identity, good), (MALLORY, lie)):
+        world.announces(who, data, ROLE)
+    measured = {"type": "measured", "loss": 0.5, "baseline": 1.2}
+    world.measure = lambda _message: measured
+    node, _ = world.run_node(world.network("bob", seeds=True), mirror=True)
+
+    async def comes_back() -> None:
+        await trio.sleep(6)
+        network.store.adopt(away, statement.resume.info_hash)
+
+    await run_for(60, node.announce_loop, node.replicate_loop, comes_back)
+    assert lie in node.checker.known().rejected and good in node.ledger
+    assert node.network.store.has(statement.weights.info_hash)
 
 
 async def test_weights_that_measure_worse_than_stated_are_refused_and_said_to_be(

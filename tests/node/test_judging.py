@@ -56,7 +56,25 @@ async def test_fakes_do_not_crowd_out_what_was_checked(world: Any, autojump_cloc
         announced(world, Identity(bytes([100 + number]) * 32), 100, 9)
     observation = await seen(world)
     assert observation.candidates[ROLE][0].data == good == observation.newest[ROLE].data
-    assert len(contenders(observation.candidates[ROLE], observation.newest[ROLE])) == 16
+    assert len(contenders(observation.candidates[ROLE], observation.newest[ROLE])) == 20
+
+
+async def test_a_finish_that_only_members_vouch_for_is_a_contender_until_somebody_sure_looked(
+    world: Any, autojump_clock: Any
+) -> None:
+    for who in (ALICE, BOB, CAROL, MALLORY):
+        world.takes_part(who)
+    data = announced(world, MALLORY, 100, 9)
+    for who in (BOB, CAROL):
+        world.attests(who, ROLE, data)
+    observation = await seen(world)
+    newest = observation.newest[ROLE]
+    assert newest.data == data and newest.credible and not newest.assured
+    assert contenders(observation.candidates[ROLE], newest) == [newest]
+    world.attests(ORGANISER, ROLE, data)
+    observation = await seen(world)
+    assert observation.newest[ROLE].assured
+    assert contenders(observation.candidates[ROLE], observation.newest[ROLE]) == []
 
 
 async def test_a_strangers_friends_vouch_in_vain_while_the_organiser_publishes(

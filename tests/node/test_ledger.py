@@ -144,11 +144,27 @@ def test_a_disk_that_refuses_is_a_store_error(world: Any, store: ContentStore, f
         ledger.add(*world.checkpoint(ME, ROLE, 50, store=store))
 
 
+@pytest.mark.parametrize("missing", ["weights", "resume"])
+def test_a_checkpoint_that_is_not_whole_here_is_not_held(
+    world: Any, store: ContentStore, folder: Path, missing: str
+) -> None:
+    ledger = Ledger(folder, store)
+    data, statement = world.checkpoint(ME, ROLE, 50, store=store)
+    store.remove(getattr(statement, missing).info_hash)
+    with pytest.raises(StoreError, match="no longer here"):
+        ledger.add(data, statement)
+    assert data not in ledger and not list(folder.iterdir())
+
+
 def test_threads_may_add_while_others_look(world: Any, store: ContentStore, folder: Path) -> None:
     ledger = Ledger(folder, store)
     roles = [Role("router"), *(Role(f"expert-{n}") for n in range(3))]
     made = {
-        role: [world.checkpoint(ME, role, step, store=store) for step in range(10, 90, 10)] for role in roles
+        role: [  # no two with the same bytes: what one role gives up, another would miss
+            world.checkpoint(ME, role, step, store=store, content="x" * (100 * number + step))
+            for step in range(10, 90, 10)
+        ]
+        for number, role in enumerate(roles)
     }
     failures: list[BaseException] = []
 

@@ -175,6 +175,21 @@ async def test_a_role_somebody_finished_meanwhile_is_not_trained(world: Any, aut
     assert world.trainers == []
 
 
+async def test_a_role_whose_end_nobody_has_checked_yet_is_looked_at_before_it_is_trained_again(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Its trainer's claim has lapsed, and the organiser was too busy to check it."""
+    keeper = world.network("keeper")
+    for step in (50, 100):
+        data, _ = world.checkpoint(OTHER, ROLE, step, store=keeper.store)
+        world.announces(OTHER if step == 100 else keeper.identity, data, ROLE)
+        if step == 50:
+            world.attests(ORGANISER, ROLE, data)
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers == []
+
+
 async def test_a_role_that_strangers_call_finished_is_trained(world: Any, autojump_clock: Any) -> None:
     served = announced(world, 50)
     for number in range(4):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paris_p2p.errors import StoreError
-from paris_p2p.store.durable import disk, read_at, write_all, write_atomic
+from paris_p2p.store.durable import disk, read_at, write_all, write_atomic, write_parts
 
 
 def test_a_full_disk_says_how_much_did_not_fit_and_where(tmp_path: Path) -> None:
@@ -61,3 +61,13 @@ def test_reading_stops_where_the_file_ends(tmp_path: Path) -> None:
         write_all(file.fileno(), b"0123456789", 5)
         assert read_at(file.fileno(), 100, 3) == b"\0\0" + b"0123456789"
         assert read_at(file.fileno(), 4, 6) == b"1234" and read_at(file.fileno(), 4, 60) == b""
+
+
+def test_any_number_of_parts_is_written_in_order(tmp_path: Path) -> None:
+    parts = [bytes([number % 251]) * (number % 7) for number in range(1300)]
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        write_parts(fd, parts, 5)
+        assert read_at(fd, 10_000, 0) == bytes(5) + b"".join(parts)
+    finally:
+        os.close(fd)

@@ -5,9 +5,9 @@ other: what was verified is kept when the command is interrupted or killed, and 
 A complete item gets its name in the output folder by a hard link, never by a copy.
 """
 
-import shutil
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,14 @@ def _parts(out: Path) -> Iterator[ContentStore]:
         yield store
     finally:
         if not store.holdings():
-            shutil.rmtree(store.root, ignore_errors=True)
+            _remove_empty(store.root)
+
+
+def _remove_empty(root: Path) -> None:
+    """Removes the store's folders as far as nothing is in them: another process may be beginning there."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with suppress(OSError):  # something is in it
+            Path(folder).rmdir()
 
 
 def _target(request: "GetRequest", ref: AnyRef, store: ContentStore) -> Path | None:
