@@ -172,7 +172,8 @@ async def _run(lan: Lan, node_id: NodeId, addresses: Sequence[str], interfaces: 
     finally:
         # It says goodbye: a fraction of a second, unless something on the network keeps it busy.
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
-            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
+            # mypy does not see the keyword behind trio's variadic arguments
+            await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
 def _reason(error: Exception) -> str:
