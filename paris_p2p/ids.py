@@ -21,8 +21,8 @@ FileIndex = NewType("FileIndex", int)
 """A file's index in a content item, in the order of its file tree."""
 
 Term = NewType("Term", int)
-"""Fencing token of a claim on a role, 63 bits: a number, one more at each take-over, shifted left by 32, and a
-mark of the claim (`wire.terms`). Terms are only compared; people are shown the number."""
+"""Fencing token of a claim on a role, 63 bits: a number, one more at each take-over, shifted left by 32, and
+a mark of the claim (`wire.terms`). Terms are only compared; people are shown the number."""
 
 ROUTER = Role("router")
 

@@ -52,4 +52,4 @@ class Tries:
 
     def look_deadline_s(self, data: bytes, now: float) -> float:
         """How long each item of a stranger's checkpoint may take to come this time."""
-        return min(EXAMINE_DEADLINE_S * 2 ** min(self.of(data, now).failures, 16), COPY_DEADLINE_S)
+        return min(EXAMINE_DEADLINE_S * 2.0 ** min(self.of(data, now).failures, 16), COPY_DEADLINE_S)

@@ -118,7 +118,7 @@ def _from_timm(name: str, folder: Path | None) -> ImageFeatures:
         known = timm.models.get_pretrained_cfg(name)
         if known is None or not known.hf_hub_id:
             raise ConfigError(f"timm knows no weights called {name!r}")
-        described = known.to_dict()
+        described = known.to_dict()  # type: ignore[no-untyped-call]
         weights = _hub_file(str(known.hf_hub_id), name)
     else:
         weights = _require(folder / TIMM_WEIGHTS)

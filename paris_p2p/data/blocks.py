@@ -142,7 +142,8 @@ def pack(block: Block) -> bytes:
         "sha256": _checksum(block.tensors),
     }
     ordered = {name: np.ascontiguousarray(block.tensors[name]) for name in sorted(block.tensors)}
-    return save(ordered, {"block": json.dumps(described, sort_keys=True)})
+    data: bytes = save(ordered, {"block": json.dumps(described, sort_keys=True)})
+    return data
 
 
 def unpack(data: bytes, path: str) -> Block:
