@@ -21,7 +21,7 @@ from paris_p2p.wire.records import ProvideRecord, Record, RelayRecord
 log = logging.getLogger(__name__)
 
 WATCH_S = 1.0
-OFFER_S = 10.0
+OFFER_S = 5.0
 ITEMS_PER_ROUND = 16
 MAX_OFFERS = 8
 """Dialled in a round: the nodes that fetch anything of ours, as far as this many."""

@@ -4,6 +4,7 @@ Owns: choosing among announced runs, fetching and checking the manifest. Strange
 the manifest is bound to its run id by its hash and to its organiser by its signature.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -22,11 +23,15 @@ from paris_p2p.errors import (
 from paris_p2p.ids import RunId
 from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.store.home import Home
+from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import MAX_MANIFEST_BYTES, SignedManifest, check_manifest
-from paris_p2p.wire.records import RunRecord
+from paris_p2p.wire.records import MAX_ADDRESS_CHARS, MAX_ADDRESSES, ProvideRecord, RunRecord, sign_record
+
+log = logging.getLogger(__name__)
 
 FIND_DEADLINE_S = 10.0
 FETCH_STALL_S = 20.0
+FETCH_TTL_S = 60.0
 MANIFEST_FILE = "manifest.paris"
 MAX_LISTED = 10
 MANIFEST_TRIES = 4
@@ -96,6 +101,17 @@ def _not_found(announced: Sequence[RunRecord], selector: str | None) -> str:
     return f"no run {selector!r} is announced there (announced: {names})"
 
 
+async def _tell_of_fetch(network: Network, ref: ContentRef) -> None:
+    """Who has it may be unable to be dialled, and then dials whoever says that it is fetching."""
+    addresses = tuple(a for a in network.swarm.addresses if len(a) <= MAX_ADDRESS_CHARS)[:MAX_ADDRESSES]
+    record = ProvideRecord(False, addresses)
+    signed = sign_record(network.identity, record, ref.info_hash, clock.unix() + FETCH_TTL_S)
+    try:
+        await network.dht.publish([signed])
+    except TransportError as error:
+        log.info("telling of a fetch: %s", error)
+
+
 async def _fetch_manifest(network: Network, records: Sequence[RunRecord]) -> SignedManifest:
     run_id = records[0].run_id
     remembered = load_manifest(network.home, run_id)
@@ -108,6 +124,7 @@ async def _fetch_manifest(network: Network, records: Sequence[RunRecord]) -> Sig
             reasons.append("the announced manifest is too large")
             continue
         try:
+            await _tell_of_fetch(network, ref)
             folder = await network.swarm.fetch(ref, stall_timeout_s=FETCH_STALL_S)
             signed = check_manifest(await trio.Path(folder / MANIFEST_FILE).read_bytes(), run_id)
         except (TransportError, RemoteProtocolError, ManifestError, OSError) as error:

@@ -103,7 +103,7 @@ def overdue_note(snapshot: Snapshot) -> str:
 def member_table(snapshot: Snapshot, names: Mapping[str, str]) -> Table:
     """The table of peers."""
     table = Table(expand=True, pad_edge=False, box=None, header_style="bold")
-    for header in ("peer", "doing"):
+    for header in ("peer", "doing", "reach"):
         table.add_column(header, no_wrap=True)
     for header in ("up", "down", "age"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -122,6 +122,7 @@ def _member_cells(
     return (
         peer_name(peer, names),
         Text(printable(doing)),  # never markup: a stranger wrote it
+        Text(printable(record.reach) or "–"),
         human_bytes(record.up_bytes_per_s) + "/s",
         human_bytes(record.down_bytes_per_s) + "/s",
         human_seconds(max(0.0, now_unix - record.updated_unix)),

@@ -25,6 +25,7 @@ from paris_p2p.wire.records import (
     Payload,
     ProvideRecord,
     Record,
+    RelayRecord,
     RunRecord,
     SignedRecord,
     check_record,
@@ -50,6 +51,7 @@ SCOPED: dict[str, tuple[Payload, bytes]] = {
     "announce": (AnnounceRecord(b"statement", (ADDRESS,)), role_scope(RUN, expert_role(0))),
     "attest": (AttestRecord((Check(b"d" * 32, True, 0.5),)), role_scope(RUN, expert_role(0))),
     "provide": (ProvideRecord(True, (ADDRESS,)), REF.info_hash),
+    "relay": (RelayRecord((ADDRESS,)), b""),
 }
 
 
