@@ -85,7 +85,7 @@ def test_an_interrupted_node_checkpoints_releases_and_goes_on_where_it_was(stage
 
 
 def _wait_until_checked(stage: Any, network: str, name: str) -> None:
-    """Until the organiser has checked the last step of role `name`: an older, checked one counts till then."""
+    """Until the organiser has checked the last step of role `name`: till then an older checked one counts."""
     for _ in range(60):
         status = stage.node("status", "--once", "--bootstrap", network, "--listen", LOOPBACK, home="onlooker")
         assert status.wait() == 0, status.tail()
