@@ -29,6 +29,7 @@ DINO_V2 = "timm:vit_large_patch14_dinov2.lvd142m"
 MAX_SIDE = 224
 """Pixels: larger pictures cost several times as much and tell clusters apart no better."""
 BATCH = 64
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 TIMM_WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
 
 
@@ -55,17 +56,20 @@ class ImageFeatures:
 
     def _prepared(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) of bytes as the network reads them: (N, 3, side, side)."""
-        pictures = images.float() / 255
-        if pictures.shape[-1] != self.side:
-            size = (self.side, self.side)
-            pictures = functional.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (pictures.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return (pictures - mean) / std
+        return fitted(images.float() / 255, self.side, self.mean, self.std)
 
     @property
     def identity(self) -> str:
         """Two encoders with the same one give the same features."""
         return f"{digest(self.network)} {self.side} {self.mean} {self.std}"
+
+
+def fitted(pictures: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures (N, 3, S, S) in [0, 1] in a network's size and scale: (N, 3, side, side)."""
+    if pictures.shape[-1] != side:
+        pictures = functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    shift, scale = (pictures.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (pictures - shift) / scale
 
 
 def load_image_features(name: str) -> ImageFeatures:
@@ -154,13 +158,19 @@ def _from_open_clip(name: str) -> ImageFeatures:
     architecture, _, pretrained = name.partition("/")
     if Path(pretrained).suffix == ".safetensors":
         return _tower(_open_clip_model(architecture, _require(Path(pretrained).expanduser()), None), {})
+    if Path(pretrained).suffix in PICKLES:
+        raise _pickle(pretrained)
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not config or not config.get("hf_hub"):
         raise ConfigError(f"open_clip has no safetensors called {pretrained!r} for {architecture!r}")
     weights = Path(open_clip.download_pretrained(config))
     if weights.suffix != ".safetensors":
-        raise ConfigError(f"{weights} is a pickle, which may run a stranger's code: name a safetensors file")
+        raise _pickle(weights)
     return _tower(_open_clip_model(architecture, weights, bool(config.get("quick_gelu"))), config)
+
+
+def _pickle(weights: Path | str) -> ConfigError:
+    return ConfigError(f"{weights} is a pickle, which may run a stranger's code: name a safetensors file")
 
 
 def _open_clip_model(name: str, weights: Path | None, quick_gelu: bool | None) -> Any:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paris_p2p.components.image_features import fitted, load_image_features
 from paris_p2p.diffusion.seeds import derived_seed
 from paris_p2p.errors import ConfigError
 
@@ -30,7 +31,6 @@ MAX_LABELS = 256
 """More distinct captions than this are no classes: a classifier would learn them by heart."""
 FILE_NAME = "features.safetensors"
 BATCH = 256
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,67 +190,26 @@ def load_features(folder: Path) -> FeatureNetwork:
 
 
 def pretrained_features(name: str) -> FeatureNetwork:
-    """A pretrained network: `timm:NAME` or `open_clip:ARCHITECTURE/PRETRAINED` (a tag or a local file).
+    """A pretrained network, called as `components.image_features` calls it.
 
     Raises `ConfigError` when there is no such network or its weights cannot be had.
     """
-    kind, _, rest = name.partition(":")
     try:
-        if kind == "timm":
-            network, side, mean, std = _timm(rest)
-        elif kind == "open_clip":
-            network, side, mean, std = _open_clip(rest)
-        else:
-            raise ConfigError(
-                f"{name!r} is no feature network: use trained, a folder of an earlier evaluation, timm:NAME "
-                "or open_clip:ARCHITECTURE/PRETRAINED"
-            )
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001 - hubs and model zoos raise many kinds; this is the edge
+        network = load_image_features(name)
+    except ConfigError as error:
         raise ConfigError(
-            f"the feature network {name!r} cannot be had: {error}. Without a network connection use "
-            "--features trained"
+            f"the feature network {name!r} cannot be had: {error}. --features trained needs none"
         ) from None
 
+    def run(part: Tensor) -> Tensor:
+        return network.embed(prepared(part, network.side, network.mean, network.std))
+
     def embed(images: Tensor) -> NDArray[np.float64]:
-        return _in_batches(lambda part: network(prepared(part, side, mean, std)), images).double().numpy()
+        return _in_batches(run, images).double().numpy()
 
     return FeatureNetwork(name, embed)
 
 
-def _timm(name: str) -> tuple[Callable[[Tensor], Tensor], int, Sequence[float], Sequence[float]]:
-    import timm
-    from timm.data.config import resolve_model_data_config
-
-    network = timm.create_model(name, pretrained=True, num_classes=0).eval()
-    config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    return network, int(config["input_size"][-1]), config["mean"], config["std"]
-
-
-def _open_clip(name: str) -> tuple[Callable[[Tensor], Tensor], int, Sequence[float], Sequence[float]]:
-    import open_clip
-
-    architecture, _, pretrained = name.partition("/")
-    if Path(pretrained).suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        raise ConfigError(
-            f"{pretrained} is a pickle, which may run a stranger's code: convert it to safetensors"
-        )
-    network = open_clip.create_model(architecture, pretrained=pretrained or None, device="cpu").eval()
-    visual = network.visual
-    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
-    mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
-    return (
-        network.encode_image,
-        side,
-        mean,
-        getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD,
-    )
-
-
 def prepared(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images (N, 1 or 3, S, S) in [-1, 1] as a pretrained network reads them: (N, 3, side, side)."""
-    pictures = (images.expand(-1, 3, -1, -1) + 1) / 2
-    pictures = functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-    shape = (1, 3, 1, 1)
-    return (pictures - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    return fitted((images.expand(-1, 3, -1, -1) + 1) / 2, side, mean, std)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paris_node.commands.publish import load_prepared
+from paris_node.commands.publish import load_prepared, prepared_item
 from paris_node.torch_cache import keep_torch_cache
-from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
-from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _real(signed: SignedManifest, store: ContentStore, pipeline: "ParisPipeline"
     shards = []
     for cluster in manifest.clusters:
         for ref in (cluster.train, cluster.heldout):
-            folder = _item(store, ref)
+            folder = prepared_item(store, ref)
             shards.append((folder, load_shard(folder, manifest.recipe, cluster.index)))
     if manifest.recipe.latents.space == "pixel":
         return real_images(shards, None)
@@ -157,15 +156,6 @@ def _real(signed: SignedManifest, store: ContentStore, pipeline: "ParisPipeline"
         return pictures.float().cpu() * 2 - 1
 
     return real_images(shards, decode)
-
-
-def _item(store: ContentStore, ref: ContentRef) -> Path:
-    try:
-        return store.files(ref.info_hash)
-    except StoreError:
-        raise ConfigError(
-            f"the prepared folder lacks the item {ref.info_hash.hex()[:16]}…: run prepare again"
-        ) from None
 
 
 def _features(request: EvaluateRequest, real: "RealImages", progress: Progress) -> "FeatureNetwork":

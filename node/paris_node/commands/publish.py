@@ -9,10 +9,11 @@ from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.run_node import RunNode, run_items
 from paris_node.runs import MANIFEST_FILE, save_manifest
 from paris_node.signals import until_interrupted
-from paris_p2p.errors import ConfigError
+from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.programs import EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
+from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest, check_manifest
 
 
@@ -37,6 +38,16 @@ def load_prepared(folder: Path) -> SignedManifest:
         ) from None
     except OSError as error:
         raise ConfigError(f"the manifest in {folder} cannot be read: {error}") from None
+
+
+def prepared_item(store: ContentStore, ref: ContentRef) -> Path:
+    """The folder of an item of a prepared run; `ConfigError` if its store has lost it."""
+    try:
+        return store.files(ref.info_hash)
+    except StoreError:
+        raise ConfigError(
+            f"the prepared folder lacks the item {ref.info_hash.hex()[:16]}…: run prepare again"
+        ) from None
 
 
 def adopt(folder: Path, signed: SignedManifest, store: ContentStore) -> None:

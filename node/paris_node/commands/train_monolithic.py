@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from paris_node.commands.publish import load_prepared
+from paris_node.commands.publish import load_prepared, prepared_item
 from paris_node.torch_cache import keep_torch_cache
 from paris_p2p import clock
-from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash, Term, expert_role
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
@@ -102,20 +102,11 @@ def _data(signed: SignedManifest, store: ContentStore) -> "tuple[Examples, Examp
     manifest = signed.manifest
 
     def load(index: int, ref: ContentRef) -> object:
-        return load_shard(_item(store, ref), manifest.recipe, index)
+        return load_shard(prepared_item(store, ref), manifest.recipe, index)
 
     train = Examples([load(c.index, c.train) for c in manifest.clusters])  # type: ignore[misc]
     heldout = Examples([load(c.index, c.heldout) for c in manifest.clusters])  # type: ignore[misc]
     return train, heldout
-
-
-def _item(store: ContentStore, ref: ContentRef) -> Path:
-    try:
-        return store.files(ref.info_hash)
-    except StoreError:
-        raise ConfigError(
-            f"the prepared folder lacks the item {ref.info_hash.hex()[:16]}…: run prepare again"
-        ) from None
 
 
 def _write(
@@ -145,7 +136,7 @@ def _write(
         created_unix=clock.unix(),
     )
     store = ContentStore(request.folder / "store")
-    components = {name: _item(store, ref) for name, ref in manifest.components.items()}
+    components = {name: prepared_item(store, ref) for name, ref in manifest.components.items()}
     write_model_folder(
         request.out,
         SignedManifest(derived, signed.run_id, b""),
