@@ -1,51 +1,45 @@
 """The real lease machine on many simulated nodes over a simulated DHT, in virtual time.
 
     python benchmarks/claims.py --seeds 200 --nodes 32 --roles 9 --loss 0.05
-    python benchmarks/claims.py --seeds 1000 --matrix --jobs 2
+    python benchmarks/claims.py --matrix --seeds 1000 --out claims.jsonl
+    python benchmarks/claims.py --report claims.jsonl more.jsonl
 
-`--nodes` and `--loss` take several values, `--matrix` stands for 8, 32 and 128 nodes, loss 0, 5 and 10 %,
-with and without a partition: one line of JSON for each combination. The last line is JSON in any case, the
-worst of all combinations when there are several. A time is null where nothing was measured, -1 for "never".
+`--nodes` and `--loss` take several values; `--matrix` stands for 8, 32 and 128 nodes with 9 roles, loss 0, 5
+and 10 %, with and without a partition, and for 8 nodes with 5 roles (with 9 there is no spare node that could
+take over). `--out` appends one line of JSON for each run to a file, and leaves out the runs that are there:
+the matrix can be run in several sittings, by several people, each with seeds of their own. It goes seed by
+seed, so that the file means something at any time. `--report` merges such files. What is printed is one line
+of JSON for each combination, then, last, one of all: counts, the worst times, and which bars are met.
 
 - `double_holders`: pairs of nodes that trained under one (role, term), at the same time or not;
 - `long_overlaps`: times that two nodes held one role outside a partition for longer than a renewal;
 - `settle_*_s`: until as many roles are held as there are roles, or nodes if those are fewer;
 - `takeover_*_s`: from the death of a holder to the next one's start, where a spare node was idle;
 - `heal_*_s`: from the end of a partition until no role has two holders any more, for good, and as many roles
-  are held as there are roles, or nodes awake if those are fewer.
+  are held as there are roles, or nodes awake for `NEWCOMER_S` if those are fewer.
 
-Owns: what is measured, the command line. Does not own: the simulation (`claims_simulator`).
+Owns: what is measured, the command line. Does not own: the simulation (`claims_simulator`), what is made of
+the figures of many runs (`claims_report`).
 """
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
+from benchmarks.claims_report import Cell, Figures, Runs, drop_cut_line, print_report, read_runs
 from benchmarks.claims_simulator import Scenario, Simulation, Tenure, Trace
 from paris_p2p.ids import Role
 
 HEAL_LIMIT_S = 60.0
-MATRIX_NODES = (8, 32, 128)
+NEWCOMER_S = 30.0  # who has only just come, or woken, need not have a role yet
+MATRIX_CROWDS = ((8, 9), (8, 5), (32, 9), (128, 9))  # nodes, roles
 MATRIX_LOSS = (0.0, 0.05, 0.10)
+LARGE_NODES = 128
 PARTITION = (120.0, 270.0)
-
-
-@dataclass
-class Figures:
-    """What one run showed. Times in seconds, infinite for "never"."""
-
-    double_holders: int
-    long_overlaps: int
-    longest_overlap_s: float
-    overlaps: int
-    settle_s: float
-    takeover_s: list[float]
-    heal_s: float | None
 
 
 def measure(scenario: Scenario, trace: Trace) -> Figures:
@@ -58,7 +52,7 @@ def measure(scenario: Scenario, trace: Trace) -> Figures:
         longest_overlap_s=max(outside, default=0.0),
         overlaps=len(overlaps),
         settle_s=_settled(scenario, trace.tenures),
-        takeover_s=list(_takeovers(scenario, trace)),
+        takeover_s=tuple(_takeovers(scenario, trace)),
         heal_s=_healed(scenario, trace),
     )
 
@@ -125,9 +119,9 @@ def _healed(scenario: Scenario, trace: Trace) -> float | None:
     single = max((end for end in ends if end > healed), default=healed)
     if single >= scenario.duration_s:
         return math.inf
-    changes = [tenure.start for tenure in trace.tenures] + [when for when, _ in trace.awake]
-    for when in sorted({single, *(change for change in changes if change > single)}):
-        if _held(trace.tenures, when) >= min(scenario.roles, _awake(trace, when)):
+    for when in sorted({single, *(tenure.start for tenure in trace.tenures if tenure.start > single)}):
+        able = _awake(trace, max(healed, when - NEWCOMER_S))  # after the heal nobody leaves any more
+        if _held(trace.tenures, when) >= min(scenario.roles, able):
             return when - healed
     return math.inf
 
@@ -141,79 +135,46 @@ def simulate(scenario: Scenario, seed: int) -> Figures:
     return measure(scenario, Simulation(scenario, seed).run())
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that `share` of `values` do not exceed; None of nothing."""
-    if not values:
-        return None
-    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
+def _cell(scenario: Scenario) -> Cell:
+    cut = scenario.partition is not None
+    return Cell(scenario.nodes, scenario.roles, scenario.loss, cut, scenario.churn)
 
 
-def summarise(figures: Sequence[Figures]) -> dict[str, float | int | None]:
-    """The figures of one combination over all its seeds."""
-    takeovers = [seconds for one in figures for seconds in one.takeover_s]
-    heals = [one.heal_s for one in figures if one.heal_s is not None]
-    settles = [one.settle_s for one in figures]
-    return {
-        "double_holders": sum(one.double_holders for one in figures),
-        "long_overlaps": sum(one.long_overlaps for one in figures),
-        "longest_overlap_s": _rounded(max(one.longest_overlap_s for one in figures)),
-        "overlaps": sum(one.overlaps for one in figures),
-        "settle_p95_s": _rounded(percentile(settles, 0.95)),
-        "settle_max_s": _rounded(max(settles)),
-        "takeovers": len(takeovers),
-        "takeover_p95_s": _rounded(percentile(takeovers, 0.95)),
-        "takeover_max_s": _rounded(max(takeovers, default=None)),
-        "heal_p95_s": _rounded(percentile(heals, 0.95)),
-        "heal_max_s": _rounded(max(heals, default=None)),
-    }
-
-
-SUMMED = ("double_holders", "long_overlaps", "overlaps", "takeovers")
-
-
-def worst(rows: Sequence[dict[str, float | int | None]]) -> dict[str, float | int | None]:
-    """Of several combinations the sums of counts and the worst of times ("never", if any)."""
-    found: dict[str, float | int | None] = {}
-    for name in rows[0]:
-        values = [value for row in rows if (value := row[name]) is not None]
-        if name in SUMMED:
-            found[name] = sum(values)
-        else:
-            found[name] = -1.0 if -1.0 in values else max(values, default=None)
-    return found
-
-
-def _rounded(value: float | None) -> float | None:
-    """One decimal; None for "not measured", -1 for "never" (JSON has no infinity)."""
-    if value is None:
-        return None
-    return round(value, 1) if math.isfinite(value) else -1.0
-
-
-def _job(job: tuple[Scenario, int]) -> Figures:
-    return simulate(*job)
+def _job(job: tuple[Scenario, int]) -> tuple[Cell, int, Figures]:
+    scenario, seed = job
+    return _cell(scenario), seed, simulate(scenario, seed)
 
 
 def _scenarios(given: argparse.Namespace) -> list[Scenario]:
-    nodes = MATRIX_NODES if given.matrix else given.nodes
-    losses = MATRIX_LOSS if given.matrix else given.loss
-    parts = (None, PARTITION) if given.matrix else (PARTITION,) if given.partition else (None,)
-    return [
-        Scenario(count, given.roles, loss, bool(given.churn), part)
-        for part, count, loss in itertools.product(parts, nodes, losses)
-    ]
+    churn = bool(given.churn)
+    if not given.matrix:
+        part = PARTITION if given.partition else None
+        cells = itertools.product(given.nodes, given.loss)
+        return [Scenario(nodes, given.roles, loss, churn, part) for nodes, loss in cells]
+    matrix = itertools.product((None, PARTITION), MATRIX_CROWDS, MATRIX_LOSS)
+    return [Scenario(*crowd, loss, churn, part) for part, crowd, loss in matrix]
 
 
-def _run(scenario: Scenario, seeds: Iterable[int], processes: int) -> list[Figures]:
-    jobs = [(scenario, seed) for seed in seeds]
+def _jobs(given: argparse.Namespace) -> Generator[tuple[Scenario, int], None, None]:
+    """Every run asked for, seed by seed."""
+    scenarios = _scenarios(given)
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        for scenario in scenarios:
+            if scenario.nodes < LARGE_NODES or seed % given.large_every == 0:
+                yield scenario, seed
+
+
+def _run(
+    jobs: Iterable[tuple[Scenario, int]], processes: int
+) -> Generator[tuple[Cell, int, Figures], None, None]:
     if processes == 1:
-        return [_job(job) for job in jobs]
+        yield from map(_job, jobs)
+        return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return pool.map(_job, jobs, chunksize=4)
+        yield from pool.imap(_job, jobs, chunksize=4)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark; the last line on stdout is JSON."""
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="claims over a simulated DHT")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -223,23 +184,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--partition", action="store_true", help="split in two from 120 s to 270 s")
     parser.add_argument("--churn", type=int, choices=(0, 1), default=1)
     parser.add_argument("--matrix", action="store_true", help="all sizes and losses, whole and partitioned")
+    large = f"run {LARGE_NODES} nodes and more with every n-th seed only"
+    parser.add_argument("--large-every", type=int, default=1, metavar="N", help=large)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, help="append each run to this file, leave out those in it")
+    parser.add_argument("--report", type=Path, nargs="+", help="merge files made with --out, run nothing")
     given = parser.parse_args(argv)
-    seeds = range(given.first_seed, given.first_seed + given.seeds)
-    rows = []
-    for scenario in _scenarios(given):
-        rows.append(summarise(_run(scenario, seeds, given.jobs)))
-        shown = {
-            "seeds": given.seeds,
-            "nodes": scenario.nodes,
-            "roles": scenario.roles,
-            "loss": scenario.loss,
-            "partition": scenario.partition is not None,
-            "churn": scenario.churn,
-        }
-        print(json.dumps({**shown, **rows[-1]}), flush=True)
-    if len(rows) > 1:
-        print(json.dumps({"seeds": given.seeds, "combinations": len(rows), **worst(rows)}))
+    if given.seeds < 1 or given.large_every < 1 or given.jobs < 1:
+        parser.error("--seeds, --large-every and --jobs are at least 1")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark; the last line on stdout is JSON."""
+    given = _arguments(argv)
+    if given.report:
+        print_report(read_runs(given.report))
+        return
+    runs = Runs()
+    if given.out and given.out.exists():
+        drop_cut_line(given.out)
+        runs = read_runs([given.out])
+    missing = ((scenario, seed) for scenario, seed in _jobs(given) if not runs.has(_cell(scenario), seed))
+    for cell, seed, figures in _run(missing, given.jobs):
+        runs.add(cell, seed, figures)
+        if given.out:
+            runs.append_to(given.out, cell, seed)
+    print_report(runs)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,8 @@
 """Many real lease machines over a simulated DHT, in virtual time.
 
-Modelled: every record lives on a few replicas, chosen by hash among the nodes the caller believes alive; each
-RPC is lost with probability `loss` (its caller waits for the timeout) or takes 10-300 ms; a store counts as
-accepted when a replica other than the caller has it; a read of a role is complete when
-each of its replicas has answered or timed out, and a look at all roles leaves out those that take longer than
-the machine's patience; replicas die with their node and start empty; a dead or cut-off node is contacted for
-`FORGET_S` longer; nodes merge `REJOIN_S` after a partition heals; clocks are off by up to +-2 s; nodes are
-killed and restarted (same identity), or sleep and wake. Not modelled: bandwidth, routing hops, checkpoints
-(terms come from claims alone).
+Modelled: a DHT that loses RPCs and records and splits (`claims_dht`); clocks are off by up to +-2 s; nodes
+are killed and restarted (same identity), or sleep and wake. Not modelled: bandwidth, routing hops,
+checkpoints (terms come from claims alone).
 
 Owns: the simulation and its trace. Does not own: the protocol (`paris_p2p.core.lease`), what is measured in
 the trace (`claims`).
@@ -20,23 +15,19 @@ import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from paris_p2p.core.assignment import SeenClaim, View, rendezvous
+from benchmarks.claims_dht import EPOCH, Host, SimulatedDht
+from paris_p2p.core.assignment import SeenClaim, View
 from paris_p2p.core.lease import LeaseMachine
 from paris_p2p.core.lease_actions import Action, Now, Start, Stop, WriteClaim
 from paris_p2p.ids import ROUTER, NodeId, Role, Term, expert_role
 from paris_p2p.wire.manifest import LeaseTimes
 
 TIMES = LeaseTimes(ttl_s=60.0, renew_s=20.0, settle_s=3.0, poll_s=10.0)
-EPOCH = 1.75e9  # unix time at virtual second 0
-REPLICAS = 5
-RPC_TIMEOUT_S = 3.0
-LATENCY_S = (0.010, 0.300)
 SKEW_S = 2.0
-FORGET_S = 15.0  # how long a dead node stays in others' routing tables
-REJOIN_S = 6.0  # how long after a heal both sides are one network again
 KILL_EVERY_S = 60.0
 AWAY_S = (20.0, 90.0)
-CALM_S = 60.0  # no churn while the run settles, and none while a healed partition is judged
+TAKEOVER_S = 25.0  # within this, the lease having run out, a role has another holder
+CALM_S = 60.0  # no churn while the run settles
 
 
 @dataclass(frozen=True)
@@ -73,27 +64,13 @@ class Trace:
     awake: list[tuple[float, int]] = field(default_factory=list)
 
 
-# owner -> (arrival, claim), newest last
-_Stored = dict[NodeId, list[tuple[float, SeenClaim]]]
-
-
-@dataclass
-class _Node:
-    index: int
-    node_id: NodeId
-    skew_s: float
-    side: int
+@dataclass(eq=False)
+class _Node(Host):
     machine: LeaseMachine | None = None
     life: int = 0  # counts restarts; a process of an earlier life is dead
-    asleep_until: float = 0.0
     steady_lag_s: float = 0.0  # its monotonic clock stood still for so long
-    last_change: float = -math.inf  # when it last came or went
-    stored: dict[Role, _Stored] = field(default_factory=dict)
+    slept: bool = False  # since the machine last compared its clocks
     tenure: Tenure | None = None
-
-    @property
-    def up(self) -> bool:
-        return self.machine is not None
 
 
 class Simulation:
@@ -108,11 +85,7 @@ class Simulation:
         self._queue: list[tuple[float, int, Generator[float, None, None]]] = []
         self._count = 0
         self.nodes = [self._make_node(index) for index in range(scenario.nodes)]
-        # Which nodes keep a role's records is unrelated to who prefers the role.
-        self._order = {
-            role: sorted(self.nodes, key=lambda node: rendezvous(role, NodeId(b"replica" + node.node_id)))
-            for role in self.roles
-        }
+        self._dht = SimulatedDht(self.nodes, self.roles, scenario.loss, scenario.partition, self.rng)
 
     def _make_node(self, index: int) -> _Node:
         digest = hashlib.sha256(self.rng.randbytes(8)).digest()
@@ -148,31 +121,40 @@ class Simulation:
         yield delay
         rng = random.Random(self.rng.getrandbits(64))
         node.machine = LeaseMachine(node.node_id, self.roles, self.scenario.times, rng=rng)
-        node.stored, node.last_change, node.tenure = {}, self.now, None
-        node.life += 1
-        self._count_awake()
+        node.stored, node.tenure = {}, None
+        self._changed(node, up=True)
         self._spawn(self._daemon(node, node.machine, node.life))
 
     def _daemon(self, node: _Node, machine: LeaseMachine, life: int) -> Generator[float, None, None]:
         """The driver's loop of `core.lease`. A sleeping process finishes nothing until it wakes."""
-        while True:
-            wake = machine.next_wakeup() - self._clock(node).monotonic
+        while node.life == life:
+            wake = machine.next_wakeup(even_clocks=not node.slept) - self._clock(node).monotonic
             # Whoever has nothing to wait for still looks now and then; 1 ms is the timer's resolution.
-            yield from self._sleep(node, min(max(wake, 0.001), 60.0))
-            yield from self._perform(node, machine, machine.step(None, self._clock(node)))
+            yield min(max(wake, 0.001), 60.0)
+            while self.now < node.asleep_until:
+                yield node.asleep_until - self.now
             if node.life != life:
                 return
-            if not machine.wants_view(self._clock(node)):
-                continue
-            view = yield from self._read(node, machine.reads, machine.patience_s)
-            if node.life != life:
-                return
-            if view is None:
-                machine.read_failed(self._clock(node))
-            else:
-                yield from self._perform(node, machine, machine.step(view, self._clock(node)))
-            if node.life != life:
-                return
+            now, node.slept = self._clock(node), False
+            actions = machine.step(None, now)
+            if actions:
+                yield from self._perform(node, machine, actions)
+                now = self._clock(node)
+            if node.life == life and machine.wants_view(now):
+                yield from self._show(node, machine, life)
+
+    def _show(self, node: _Node, machine: LeaseMachine, life: int) -> Generator[float, None, None]:
+        """Read what the machine wants to see, and do what it says then."""
+        reading = self._dht.ask(node, machine.reads, machine.patience_s, self.now)
+        yield from self._sleep(node, reading.took_s)
+        if node.life != life:
+            return
+        now = self._clock(node)
+        if reading.asked:
+            view = View(now.unix, self._dht.show(reading, now.unix))
+            yield from self._perform(node, machine, machine.step(view, now))
+        else:
+            machine.read_failed(now)
 
     def _sleep(self, node: _Node, seconds: float) -> Generator[float, None, None]:
         """Wait; whoever is put to sleep meanwhile goes on when woken, first with its trainer."""
@@ -190,7 +172,9 @@ class Simulation:
             elif isinstance(action, Stop):
                 self._end_tenure(node)
             else:
-                took, ok = self._store(node, action)
+                claim, expires = action.claim, action.expiration_unix
+                record = SeenClaim(node.node_id, claim.state, claim.term, claim.since_unix, expires)
+                took, ok = self._dht.store(node, action.role, record, self.now)
                 writes.append((took, action, ok))
         began, life = self.now, node.life
         for took, write, ok in sorted(writes, key=lambda item: item[0]):
@@ -210,20 +194,32 @@ class Simulation:
 
     # --- churn -----------------------------------------------------------------------------------
 
+    @property
+    def _calm_from(self) -> float:
+        """When churn ends: with a partition so long before it heals that the roles whose holders died have
+        been taken over. How long that takes is measured elsewhere."""
+        part = self.scenario.partition
+        return math.inf if part is None else part[1] - self.scenario.times.ttl_s - TAKEOVER_S
+
     def _churn(self) -> Generator[float, None, None]:
         yield CALM_S
         while True:
             yield self.rng.expovariate(1 / KILL_EVERY_S)
-            healed = 0.0 if self.scenario.partition is None else self.scenario.partition[1]
-            if self.now >= healed > 0:
+            if self.now >= self._calm_from:
                 return
-            node = self.rng.choice([node for node in self.nodes if node.up])
+            node = self._victim()
             away = self.rng.uniform(*AWAY_S)
             if self.rng.uniform(0, 1) < 0.75:
                 self._kill(node)
                 self._spawn(self._join(node, away))
             else:
                 self._spawn(self._suspend(node, away, stopped=self.rng.uniform(0, 1) < 0.5))
+
+    def _victim(self) -> _Node:
+        """Half of the time a holder: in a large run hardly anybody else's end matters."""
+        up = [node for node in self.nodes if node.up]
+        holders = [node for node in up if node.tenure is not None]
+        return self.rng.choice(holders if holders and self.rng.uniform(0, 1) < 0.5 else up)
 
     def _suspend(self, node: _Node, away: float, *, stopped: bool) -> Generator[float, None, None]:
         """Node and trainer sleep; with `stopped` the monotonic clock does too (a closed laptop). The
@@ -232,7 +228,8 @@ class Simulation:
         if node.asleep_until > self.now:
             return
         self._disturbed(node)
-        node.asleep_until = self.now + away
+        node.asleep_until, node.slept = self.now + away, True
+        self._dht.changed()
         self._count_awake()
         self._end_tenure(node)
         yield away
@@ -257,97 +254,15 @@ class Simulation:
             if idle > len(self.roles) - 1 - held:  # nobody else's role needs that node
                 self.trace.orphaned.append((self.now, node.tenure.role))
         self._end_tenure(node)
-        node.machine, node.last_change, node.asleep_until = None, self.now, 0.0
+        node.machine, node.asleep_until = None, 0.0
+        self._changed(node, up=False)
+
+    def _changed(self, node: _Node, *, up: bool) -> None:
+        node.up, node.last_change = up, self.now
         node.life += 1
+        self._dht.changed()
         self._count_awake()
 
     def _count_awake(self) -> None:
         awake = sum(node.up and self.now >= node.asleep_until for node in self.nodes)
         self.trace.awake.append((self.now, awake))
-
-    # --- the DHT ---------------------------------------------------------------------------------
-
-    def _cut(self, one: _Node, other: _Node) -> bool:
-        part = self.scenario.partition
-        return part is not None and one.side != other.side and part[0] <= self.now < part[1] + REJOIN_S
-
-    def _replicas(self, role: Role, caller: _Node) -> list[_Node]:
-        part = self.scenario.partition
-        noticed = part is not None and part[0] + FORGET_S <= self.now < part[1] + REJOIN_S
-        forgotten = self.now - FORGET_S
-        found: list[_Node] = []
-        for node in self._order[role]:
-            if (node.machine is None and node.last_change <= forgotten) or (
-                noticed and node.side != caller.side
-            ):
-                continue
-            found.append(node)
-            if len(found) == REPLICAS:
-                break
-        return found
-
-    def _rpc(self, caller: _Node, replica: _Node) -> float:
-        """Seconds until the request is there; infinite if no answer will come."""
-        if replica is caller:
-            return 0.0
-        gone = replica.machine is None or self.now < replica.asleep_until or self._cut(caller, replica)
-        if gone or self.rng.random() < self.scenario.loss:
-            return math.inf
-        return (LATENCY_S[0] + (LATENCY_S[1] - LATENCY_S[0]) * self.rng.random()) / 2
-
-    def _store(self, node: _Node, write: WriteClaim) -> tuple[float, bool]:
-        claim = write.claim
-        record = SeenClaim(node.node_id, claim.state, claim.term, claim.since_unix, write.expiration_unix)
-        took, ok = 0.0, False
-        for replica in self._replicas(write.role, node):
-            delay = self._rpc(node, replica)
-            took = max(took, min(RPC_TIMEOUT_S, 2 * delay))
-            if delay < math.inf:
-                ok = ok or replica is not node
-                by_owner = replica.stored.setdefault(write.role, {})
-                arrivals = by_owner.setdefault(node.node_id, [])
-                there = [arrival for arrival in arrivals if arrival[0] <= self.now]
-                if len(there) > 1:  # what expires last stands
-                    last = max(there, key=lambda arrival: arrival[1].expiration_unix)
-                    arrivals[:] = [last, *(arrival for arrival in arrivals if arrival[0] > self.now)]
-                arrivals.append((self.now + delay, record))
-        return took, ok
-
-    def _read(
-        self, node: _Node, roles: Sequence[Role], patience_s: float
-    ) -> Generator[float, None, View | None]:
-        """The claims on `roles` from every replica that answers, without the roles that take longer than
-        `patience_s` or that no replica answers for; None if that is all of them."""
-        asked: dict[Role, list[tuple[_Node, float]]] = {}
-        took = 0.0
-        for role in roles:
-            delays = [(replica, self._rpc(node, replica)) for replica in self._replicas(role, node)]
-            role_took = max((min(RPC_TIMEOUT_S, 2 * delay) for _, delay in delays), default=0.0)
-            took = max(took, min(role_took, patience_s))
-            answers = [(replica, self.now + delay) for replica, delay in delays if delay < math.inf]
-            if answers and role_took <= patience_s:
-                asked[role] = answers
-        yield from self._sleep(node, took)
-        if not asked:
-            return None
-        now_unix = self._clock(node).unix
-        return View(now_unix, {role: _collect(role, answers, now_unix) for role, answers in asked.items()})
-
-
-def _collect(role: Role, answers: Sequence[tuple[_Node, float]], now_unix: float) -> list[SeenClaim]:
-    """What replicas showed of a role, each at its moment: per owner the record that expires last."""
-    found: dict[NodeId, SeenClaim] = {}
-    for replica, when in answers:
-        stored = replica.stored.get(role)
-        if stored is None:
-            continue
-        for owner in [owner for owner, some in stored.items() if some[-1][1].expiration_unix < now_unix - 60]:
-            del stored[owner]
-        for owner, arrivals in stored.items():
-            known = found.get(owner)
-            for arrival, claim in arrivals:
-                if arrival <= when and (known is None or claim.expiration_unix > known.expiration_unix):
-                    known = claim
-            if known is not None and known.expiration_unix > now_unix:
-                found[owner] = known
-    return list(found.values())

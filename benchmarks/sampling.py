@@ -165,7 +165,10 @@ def limited(model: Path, given: dict[str, Any], experts: int) -> dict[str, Any]:
         ).resident.shelf.items()
     }
     budget = experts * sizes["expert_0"] + sizes["router"] + sizes["text_encoder"]
-    pipe = ParisPipeline.from_pretrained(model, torch_dtype=dtype, max_memory=budget).to(given["device"])
+    pipe = ParisPipeline.from_pretrained(
+        model, torch_dtype=dtype, max_memory=budget, offload=given["offload"]
+    ).to(given["device"])
+    on_gpu = torch.device(given["device"]).type == "cuda"
     before = memory_kb("VmRSS")
     started = clock.monotonic()
     images = pipe(
@@ -179,6 +182,7 @@ def limited(model: Path, given: dict[str, Any], experts: int) -> dict[str, Any]:
         "budget_mb": round(budget / 1e6, 1),
         "held_mb": round(pipe.resident.peak / 1e6, 1),
         "peak_rss_mb": round((memory_kb("VmHWM") - before) / 1e3, 1),
+        "peak_device_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if on_gpu else None,
         "seconds": round(clock.monotonic() - started, 3),
         "loads": sum(pipe.resident.loads.values()),
         "checksum": round(float(images.double().abs().mean()), 6),
@@ -218,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--offload", action="store_true", help="what leaves a GPU waits in main memory")
     parser.add_argument("--skip", choices=("time", "memory"), help="leave one part out")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)

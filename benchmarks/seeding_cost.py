@@ -2,11 +2,12 @@
 
     python benchmarks/seeding_cost.py --seconds 5 --rounds 2
 
-A trainer of the tiny recipe (started as a node starts it) trains all the time; a seeder beside it serves
-nobody, a leecher at 50 Mbit/s, or one at full speed, taking turns. The trainer has one thread, as a node
-gives it on two cores, and with the seeder all cores; the leecher, which stands for another machine, keeps to
-the last. `--cores one`: trainer and seeder share one core, where every CPU second of serving is taken from
-training. Needs root for the lines; takes about a minute and a half on an idle machine.
+A trainer of the tiny recipe (started as a node starts it, with one thread, as a node gives it on two cores)
+trains all the time; a seeder beside it serves a leecher at 50 Mbit/s, or one at full speed, and nobody before
+and after each: a window counts against the mean of its two idle neighbours, so that slow spells cancel.
+`--cores all`: the system places trainer and seeder, as on any machine; the leecher, which stands for another
+machine, keeps to the last core. `split`: the trainer has the first core to itself. `one`: trainer and seeder
+share it, and every CPU second of serving is taken from training. Needs root for the lines.
 The last line is JSON: training steps/s while idle, and what each way of serving takes from them.
 
 Owns: that measurement. Does not own: the trainer (`paris_p2p.diffusion`), the swarm.
@@ -37,8 +38,11 @@ from paris_p2p.workers.spawn import Worker, open_worker
 TRAINER = "paris_p2p.diffusion.train_worker"
 STEPS = 1_000_000  # never done; a checkpoint every quarter of it, so none either
 PREPARE_S = 300.0
-SETTLE_S = 2.0
-MODES = ("idle", "50mbit", "full")
+SETTLE_S = 1.0
+SERVING_S = 30.0
+SERVING_BYTES = 1 << 20
+IDLE = "idle"
+MODES = ("50mbit", "full")
 HOME_LINE = 1
 FAST_LINE = 2
 
@@ -101,12 +105,13 @@ async def training(run: Path, out: Path, cores: set[int]) -> AsyncIterator[Train
 
 @dataclass(slots=True)
 class Figure:
-    """One window: training steps a second and a CPU second of the trainer's, MB/s served, share of a core
-    that the seeder used."""
+    """One window: training steps a second and a CPU second of the trainer's, the share of the time in which
+    it waited for a core, MB/s served, share of a core that the seeder used."""
 
     mode: str
     steps_per_s: float
     steps_per_cpu_s: float
+    waited: float
     served_mb_s: float
     seeder_cpu: float
 
@@ -135,65 +140,120 @@ class Bench:
 
     async def window(self, trainer: Trainer, mode: str, seconds: float, core: int) -> Figure:
         """Train for `seconds` while serving as `mode` says."""
-        leecher = self.leech(mode, core) if mode != "idle" else None
+        leecher = self.leech(mode, core) if mode != IDLE else None
+        await self.until_served(leecher)
         await trio.sleep(SETTLE_S)
-        began, sent, cpu = clock.monotonic(), self.net.counters()[0][0], self.seeder.cpu_now_s()
-        trainer_cpu = cpu_of(trainer.worker.pid)
-        while clock.monotonic() < began + seconds:
+        before = self.look(trainer)
+        while clock.monotonic() < before.when + seconds:
             await trio.sleep(0.1)
             if leecher is not None and leecher.poll() is not None:
                 if leecher.rc != 0:
                     raise RuntimeError(f"a leecher ended with {leecher.rc}: {leecher.errors()}")
                 leecher = self.leech(mode, core)
-        took = clock.monotonic() - began
-        served = (self.net.counters()[0][0] - sent) / took / 1e6
-        rate, trainer_share = trainer.rate(began), (cpu_of(trainer.worker.pid) - trainer_cpu) / took
-        seeder_share = (self.seeder.cpu_now_s() - cpu) / took
-        figure = Figure(mode, rate, rate / trainer_share, served, seeder_share)
+        figure = before.until(self.look(trainer), mode, trainer.rate(before.when))
         if leecher is not None:
             leecher.stop()
         return figure
 
+    async def until_served(self, leecher: Child | None) -> None:
+        """A leecher's start takes CPU seconds that another machine would have."""
+        sent = self.net.counters()[0][0]
+        with trio.fail_after(SERVING_S):
+            while leecher is not None and self.net.counters()[0][0] < sent + SERVING_BYTES:
+                await trio.sleep(0.05)
 
-async def measure(bench: Bench, run: Path, rounds: int, seconds: float, cores: set[int]) -> list[Figure]:
-    """All windows, taking turns."""
-    figures = []
+    def look(self, trainer: Trainer) -> "Look":
+        """All counters now."""
+        pid = trainer.worker.pid
+        sent = self.net.counters()[0][0]
+        return Look(clock.monotonic(), sent, self.seeder.cpu_now_s(), cpu_of(pid), waited_s(pid))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Counters at a moment, in seconds and bytes."""
+
+    when: float
+    sent: int
+    seeder_cpu: float
+    trainer_cpu: float
+    trainer_waited: float
+
+    def until(self, later: "Look", mode: str, steps_per_s: float) -> Figure:
+        """What happened in between."""
+        took = later.when - self.when
+        return Figure(
+            mode,
+            steps_per_s,
+            steps_per_s * took / (later.trainer_cpu - self.trainer_cpu),
+            (later.trainer_waited - self.trainer_waited) / took,
+            (later.sent - self.sent) / took / 1e6,
+            (later.seeder_cpu - self.seeder_cpu) / took,
+        )
+
+
+def waited_s(pid: int) -> float:
+    """Seconds that a process's threads were ready to run and had no core; 0 where the kernel does not say."""
+    try:
+        found = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    except OSError:
+        return 0.0
+    return sum(int(fields[1]) for fields in found) / 1e9
+
+
+async def measure(
+    bench: Bench, run: Path, rounds: int, seconds: float, cores: set[int]
+) -> list[tuple[Figure, Figure, Figure]]:
+    """Each window of serving between its idle neighbours; `cores`: the trainer's."""
+    found = []
     core = max(os.sched_getaffinity(0))
     async with training(run, bench.folder / "trainer", cores) as trainer:
+
+        async def window(mode: str) -> Figure:
+            figure = await bench.window(trainer, mode, seconds, core)
+            print(figure, file=sys.stderr, flush=True)
+            return figure
+
+        before = await window(IDLE)
         for number in range(rounds):
-            order = MODES if number % 2 == 0 else MODES[::-1]
-            for mode in order:
-                figure = await bench.window(trainer, mode, seconds, core)
-                print(figure, file=sys.stderr, flush=True)
-                figures.append(figure)
-    return figures
+            for mode in MODES if number % 2 == 0 else MODES[::-1]:
+                serving, after = await window(mode), await window(IDLE)
+                found.append((before, serving, after))
+                before = after
+    return found
 
 
-def report(figures: Sequence[Figure]) -> dict[str, object]:
-    """Steps/s while idle; for each way of serving: the share of training lost, round by round."""
-    idle = [f for f in figures if f.mode == "idle"]
-    made: dict[str, object] = {"idle_steps_per_s": spread([f.steps_per_s for f in idle])}
-    for mode in MODES[1:]:
-        mine = [f for f in figures if f.mode == mode]
-        pairs = list(zip(mine, idle, strict=True))
+def report(windows: Sequence[tuple[Figure, Figure, Figure]]) -> dict[str, object]:
+    """Steps/s while idle; for each way of serving: the share of training lost, window by window."""
+    made: dict[str, object] = {"idle_steps_per_s": spread([before.steps_per_s for before, _, _ in windows])}
+    for mode in MODES:
+        mine = [three for three in windows if three[1].mode == mode]
+        serving = [one for _, one, _ in mine]
         made[mode] = {
-            "training_lost": spread([1 - one.steps_per_s / other.steps_per_s for one, other in pairs]),
+            "training_lost": spread([1 - one.steps_per_s / _idle(b, a, "steps_per_s") for b, one, a in mine]),
             "step_cpu_more": spread(
-                [other.steps_per_cpu_s / one.steps_per_cpu_s - 1 for one, other in pairs]
+                [_idle(b, a, "steps_per_cpu_s") / one.steps_per_cpu_s - 1 for b, one, a in mine]
             ),
-            "served_mb_s": round(median(f.served_mb_s for f in mine), 2),
-            "seeder_cpu": round(median(f.seeder_cpu for f in mine), 3),
+            "waited_more": spread([one.waited - _idle(b, a, "waited") for b, one, a in mine]),
+            "served_mb_s": round(median(f.served_mb_s for f in serving), 2),
+            "seeder_cpu": round(median(f.seeder_cpu for f in serving), 3),
         }
     return made
+
+
+def _idle(before: Figure, after: Figure, name: str) -> float:
+    """Of the idle windows on both sides."""
+    return (float(getattr(before, name)) + float(getattr(after, name))) / 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark; the last line on stdout is JSON."""
     parser = argparse.ArgumentParser(description="what serving costs training")
-    parser.add_argument("--seconds", type=float, default=5, help="length of one window")
+    parser.add_argument("--seconds", type=float, default=4, help="length of one window")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--mib", type=int, default=512)
-    parser.add_argument("--cores", choices=("all", "one"), default="all", help="for trainer and seeder")
+    parser.add_argument("--run", type=Path, help="a run of digits that `prepare` made for 1,000,000 steps")
+    parser.add_argument("--cores", choices=("all", "split", "one"), default="all", help="who may use which")
     given = parser.parse_args(argv)
     cores = sorted(os.sched_getaffinity(0))
     reason = cannot_run() or (None if len(cores) > 1 else "two cores are needed: the leecher has one")
@@ -201,15 +261,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({"benchmark": "seeding_cost", "skipped": reason}))
         return
     end_on_signals()
-    shared = {cores[0]} if given.cores == "one" else set(cores)
+    trainers = set(cores) if given.cores == "all" else {cores[0]}
+    seeders = {"all": set(cores), "split": set(cores[1:]), "one": {cores[0]}}[given.cores]
     links = [Link(0, 0), Link(50, 50), Link(0, 0)]
     with work_folder() as folder, children() as kids, star(links) as net, Load() as load:
-        run = prepare_run(kids, folder)
+        run = given.run or prepare_run(kids, folder)
         content = make_content(folder / "source" / "content.bin", given.mib * MIB, 1 << 20)
         bench = Bench(kids, net, content, folder)
-        bench.seed(shared)
-        figures = trio.run(measure, bench, run, given.rounds, given.seconds, shared)
-    made = {"benchmark": "seeding_cost", "node_cores": len(shared), "busy_cores": round(load.others(0), 2)}
+        bench.seed(seeders)
+        figures = trio.run(measure, bench, run, given.rounds, given.seconds, trainers)
+    made = {"benchmark": "seeding_cost", "cores": given.cores, "busy_cores": round(load.others(0), 2)}
     print(json.dumps({**made, **report(figures)}))
 
 

@@ -219,6 +219,7 @@ class Crowd:
             and now - self.began > self.events.get("killed_s", now) + RESTART_S
         ):
             self.events["restarted_s"] = now - self.began
+            self.events["received_then_mib"] = received / MIB  # with what was still on its way to it
             self.leechers[0] = self._leech(victim.node)
             self.events["killed"] = []
 
@@ -253,10 +254,16 @@ class Crowd:
         made.wasted = sum(known) / (count * length) if len(known) == count else None
         if "killed_s" in self.events:
             # what the others needed for the same file is what this one would have needed without the kill
-            self.events["fetched_again_mib"] = (received[0] - median(received[1:])) / MIB
+            usual = median(received[1:])
+            self.events["fetched_again_mib"] = (received[0] - usual) / MIB
+            if "received_then_mib" in self.events:
+                held = length / MIB - self.events["missing_then_mib"]
+                self.events["in_flight_mib"] = self.events["received_then_mib"] - held * usual / length
             second = self.leechers[0].child.last_event("fetched") or {}
             if "received_bytes" in second:
-                self.events["received_after_mib"] = second["received_bytes"] / MIB
+                after_mib = second["received_bytes"] / MIB
+                self.events["received_after_mib"] = after_mib
+                self.events["duplicates_after_mib"] = after_mib - self.events["missing_then_mib"]
         if self.liars:
             self.events["liars"] = self._named()
 

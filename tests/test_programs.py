@@ -220,7 +220,7 @@ def test_a_signal_cleans_up_and_ends_with_130(number: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (130, "cleaned up\n", "interrupted\n")
 
 
@@ -230,7 +230,7 @@ def test_a_job_started_in_the_background_can_be_interrupted_too() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "cleaned up\n")
 
 
@@ -245,5 +245,5 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
 
 def test_a_program_whose_parent_is_gone_already_ends_at_once() -> None:
     with python(WAITS, **{DIE_WITH_PARENT: "1"}) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (130, "", "interrupted\n")

@@ -79,7 +79,11 @@ class Actor:
             await self.ended.wait()
         last = self._events[-1] if self._events else {}
         if not self.ended.is_set() or self.process.returncode != 0 or last.get("event") != kind:
-            raise NetworkError(f"{self.name} failed; its log is {self.log_path}:\n{self._tail()}")
+            status, said = self.process.poll(), last.get("event")
+            raise NetworkError(
+                f"{self.name} failed (status {status}, its last event was {said!r}); its log is "
+                f"{self.log_path}:\n{self._tail()}"
+            )
         return last
 
     def _tail(self) -> str:

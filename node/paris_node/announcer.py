@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from paris_node.network import Network
 from paris_p2p import clock
 from paris_p2p.ids import InfoHash, RunId
+from paris_p2p.wire.addresses import ACCESS_CHARS, MAX_ANNOUNCED_CHARS, fitting
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.records import (
     KIND_OF,
-    MAX_ADDRESS_CHARS,
-    MAX_ADDRESSES,
     AnnounceRecord,
     Payload,
     ProvideRecord,
@@ -43,17 +42,21 @@ class _Kept:
 
 
 class Announcer:
-    """The records a node keeps alive: `say` adds, `forget_removed` drops, `flush` writes what is due."""
+    """The records a node keeps alive: `say` adds, `forget_removed` drops, `flush` writes what is due.
+    `provide_ttl_s`: for how long others look for an item here after the last word."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, provide_ttl_s: float = PROVIDE_TTL_S) -> None:
         self._network = network
+        self._provide_ttl_s = provide_ttl_s
         self._kept: dict[tuple[str, bytes], _Kept] = {}
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where others are told to find this node: as many addresses as a record holds."""
-        fitting = [text for text in self._network.swarm.addresses if len(text) <= MAX_ADDRESS_CHARS]
-        return tuple(fitting[:MAX_ADDRESSES])
+        return fitting(self._network.swarm.addresses)
+
+    def _beside_a_statement(self, access: bytes) -> tuple[str, ...]:
+        return fitting(self.addresses, chars=MAX_ANNOUNCED_CHARS - ACCESS_CHARS * bool(access))
 
     def say(self, payload: Payload, scope: bytes, ttl_s: float) -> None:
         """Keep `payload` alive under `scope`; a changed payload is written at the next `flush`."""
@@ -74,7 +77,7 @@ class Announcer:
         """Say that this node is fetching these items, and serves what it has of them."""
         for info_hash in info_hashes:
             if not self._network.store.has(info_hash):
-                self.say(ProvideRecord(False, self.addresses), info_hash, PROVIDE_TTL_S)
+                self.say(ProvideRecord(False, self.addresses), info_hash, self._provide_ttl_s)
 
     def overdue(self, now_unix: float) -> int:
         """How many records that were written once should have been renewed long ago."""
@@ -86,7 +89,7 @@ class Announcer:
     def provide(self, info_hashes: Iterable[InfoHash]) -> None:
         """Say that this node serves these items whole."""
         for info_hash in info_hashes:
-            self.say(ProvideRecord(True, self.addresses), info_hash, PROVIDE_TTL_S)
+            self.say(ProvideRecord(True, self.addresses), info_hash, self._provide_ttl_s)
 
     def provided(self) -> list[InfoHash]:
         """The items this node says it serves whole."""
@@ -101,18 +104,20 @@ class Announcer:
         for kept in self._kept.values():
             payload = kept.payload
             if isinstance(payload, ProvideRecord | AnnounceRecord):
-                room = MAX_ADDRESSES - bool(getattr(payload, "access", b""))
-                if payload.addresses != self.addresses[:room]:
-                    kept.payload = replace(payload, addresses=self.addresses[:room])
+                addresses = self.addresses
+                if isinstance(payload, AnnounceRecord):
+                    addresses = self._beside_a_statement(payload.access)
+                if payload.addresses != addresses:
+                    kept.payload = replace(payload, addresses=addresses)
                     kept.expiration_unix = 0.0
 
     def provide_checkpoint(
         self, run_id: RunId, data: bytes, statement: CheckpointStatement, access: bytes = b""
     ) -> None:
         """Say that this node holds the checkpoint of `statement` (signed bytes: `data`). `access`: its
-        holder's pass; with it there is room for one address less."""
+        holder's pass; with it there is less room for addresses."""
         self.provide([statement.weights.info_hash, statement.resume.info_hash])
-        record = AnnounceRecord(data, self.addresses[: MAX_ADDRESSES - bool(access)], access)
+        record = AnnounceRecord(data, self._beside_a_statement(access), access)
         self.say(record, role_scope(run_id, statement.role), PROVIDE_TTL_S)
 
     async def flush(self) -> int:

@@ -9,6 +9,40 @@ from typing import Annotated
 
 import typer
 
+from paris_node.options import (
+    AllowOption,
+    AnnounceOption,
+    BalancedOption,
+    BootstrapOption,
+    ClustersOption,
+    DebugOption,
+    DeviceOption,
+    DropDuplicatesOption,
+    DtypeOption,
+    FolderArgument,
+    HomeOption,
+    InitFromOption,
+    JsonOption,
+    LanOption,
+    LimitDownOption,
+    LimitUpOption,
+    ListenOption,
+    ModelOption,
+    PieceLengthOption,
+    PublishedRouterOption,
+    RestrictedOption,
+    RunNameOption,
+    RunOption,
+    SeedOption,
+    SeedRatioOption,
+    SeedTimeOption,
+    ShareListenOption,
+    StepsOption,
+    ThreadsOption,
+    VariantOfOption,
+    VariantOption,
+    ViaOption,
+)
 from paris_p2p.programs import Output, run_program, set_up_logging
 
 app = typer.Typer(
@@ -20,97 +54,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; logs on stderr.")]
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The node's folder. Default: $PARIS_HOME, else the data folder.")
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Verbose logs, and tracebacks for errors.")]
-ListenOption = Annotated[
-    list[str] | None,
-    typer.Option("--listen", help="Listen multiaddr, for example /ip4/0.0.0.0/tcp/4001. May be repeated."),
-]
-AnnounceOption = Annotated[
-    list[str] | None,
-    typer.Option("--announce", help="Multiaddr to tell others instead of what is listened on. Repeatable."),
-]
-BootstrapOption = Annotated[
-    list[str] | None,
-    typer.Option("--bootstrap", help="Address of a bootstrap node, /ip4/…/tcp/…/p2p/…. May be repeated."),
-]
-RunOption = Annotated[str | None, typer.Option("--run", help="Run id (or its beginning) or name.")]
-PieceLengthOption = Annotated[
-    int | None, typer.Option("--piece-length", help="Bytes, a power of two >= 16384. Default: by size.")
-]
-ShareListenOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--listen",
-        help="Listen multiaddr: /ip4/IP/tcp/PORT/tls (fast), or without /tls (libp2p). Repeatable. "
-        "Default: any port, TLS.",
-    ),
-]
-ViaOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--via",
-        help="Behind a router: the TLS address of a public node that relays (paris-bootstrap prints one). "
-        "Repeatable.",
-    ),
-]
-LimitUpOption = Annotated[
-    str | None, typer.Option("--limit-up", help="Upload at most this much a second: 500k, 2.5M.")
-]
-LimitDownOption = Annotated[
-    str | None, typer.Option("--limit-down", help="Download at most this much a second: 500k, 2.5M.")
-]
-SeedRatioOption = Annotated[
-    str | None,
-    typer.Option("--seed-ratio", help="A complete item is served until so many times its size was sent."),
-]
-SeedTimeOption = Annotated[
-    str | None, typer.Option("--seed-time", help="A complete item is served for so long: 90s, 30m, 12h, 7d.")
-]
-LanOption = Annotated[
-    bool,
-    typer.Option(
-        "--lan/--no-lan", help="Find peers on the local network (mDNS), which then see this node's addresses."
-    ),
-]
-
 
 def _go(body: object, as_json: bool, debug: bool) -> None:
     set_up_logging(debug)
     raise typer.Exit(run_program(body, debug=debug))  # type: ignore[arg-type]
-
-
-ClustersOption = Annotated[
-    int | None, typer.Option("--clusters", min=1, help="Experts. Default: 4 for digits, else 8.")
-]
-VariantOption = Annotated[
-    list[str] | None,
-    typer.Option("--variant", help="Another kind of expert volunteers may train: SIZE or SIZE:ddpm."),
-]
-PublishedRouterOption = Annotated[
-    bool, typer.Option("--published-router", help="A router that reads no text, as published.")
-]
-InitFromOption = Annotated[
-    Path | None,
-    typer.Option("--init-from", help="Folder of a DiT, PixArt or Paris expert that all experts start from."),
-]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Training steps an expert.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Fixes everything that is drawn at random.")]
-RunNameOption = Annotated[str | None, typer.Option("--name", help="The run's name. Default: the source's.")]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option("--allow", help="Peer id of a node that may claim roles; others may not. Repeatable."),
-]
-RestrictedOption = Annotated[
-    bool, typer.Option("--restricted", help="Only nodes with a pass (`delegate`) may claim roles.")
-]
-BalancedOption = Annotated[bool, typer.Option("--balanced", help="Clusters of nearly equal size.")]
-DropDuplicatesOption = Annotated[
-    bool, typer.Option("--drop-duplicates", help="Leave near-duplicates out, instead of only listing them.")
-]
 
 
 @app.command()
@@ -123,6 +70,7 @@ def prepare(
     clusters: ClustersOption = None,
     preset: Annotated[str, typer.Option(help="Size of the model: tiny, small, b2 or xl2.")] = "tiny",
     variant: VariantOption = None,
+    variant_of: VariantOfOption = None,
     published_router: PublishedRouterOption = False,
     init_from: InitFromOption = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
@@ -171,6 +119,7 @@ def prepare(
         allow=tuple(allow or ()),
         init_from=init_from,
         variants=tuple(variant or ()),
+        variant_of=tuple(variant_of or ()),
         router_text=not published_router,
         image_encoder=image_encoder,
         text_encoder=text_encoder,
@@ -193,6 +142,7 @@ def prepare_merge(
     ] = None,
     clusters: ClustersOption = None,
     variant: VariantOption = None,
+    variant_of: VariantOfOption = None,
     published_router: PublishedRouterOption = False,
     init_from: InitFromOption = None,
     steps: StepsOption = None,
@@ -221,6 +171,7 @@ def prepare_merge(
         allow=tuple(allow or ()),
         init_from=init_from,
         variants=tuple(variant or ()),
+        variant_of=tuple(variant_of or ()),
         router_text=not published_router,
         balanced=balanced,
         drop_duplicates=drop_duplicates,
@@ -231,7 +182,7 @@ def prepare_merge(
 
 @app.command()
 def delegate(
-    folder: Annotated[Path, typer.Argument(help="What `prepare --out` wrote.")],
+    folder: FolderArgument,
     peer: Annotated[str, typer.Argument(metavar="PEER_ID", help="The node that may claim roles.")],
     expires: Annotated[
         str, typer.Option("--expires", help="Until when: 12h, 30d, 8w from now, or a date 2027-01-31 (UTC).")
@@ -248,7 +199,7 @@ def delegate(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="What `prepare --out` wrote.")],
+    folder: FolderArgument,
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
@@ -269,8 +220,10 @@ def join(
     bootstrap: BootstrapOption = None,
     run: RunOption = None,
     role: Annotated[str | None, typer.Option(help="Claim only this role: expert-N or router.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the trainer.")] = None,
+    device: DeviceOption = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the trainer. Default: half the cores.")
+    ] = None,
     until_complete: Annotated[
         bool, typer.Option("--until-complete", help="Exit 0 when every role is finished.")
     ] = False,
@@ -356,9 +309,7 @@ def fetch_model(
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.")],
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model folder. Default: the last fetched.")
-    ] = None,
+    model: ModelOption = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=1024, help="How many images.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same image.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
@@ -372,8 +323,8 @@ def generate(
         float, typer.Option(min=0.01, help="Of the router; below 1 it is believed more.")
     ] = 1.0,
     scheduler: Annotated[str | None, typer.Option(help="euler, heun, unipc or dpm.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
     max_memory: Annotated[
         str | None,
         typer.Option("--max-memory", help="Most weights to hold at once, for example 2GB. Default: all."),
@@ -418,7 +369,7 @@ def generate(
 
 @app.command("train-monolithic")
 def train_monolithic(
-    folder: Annotated[Path, typer.Argument(help="A folder made by prepare.")],
+    folder: FolderArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     batch_size: Annotated[
         int | None,
@@ -427,8 +378,8 @@ def train_monolithic(
         ),
     ] = None,
     variant: Annotated[int, typer.Option(help="Which of the recipe's expert variants to train.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -461,8 +412,8 @@ def evaluate(
         ),
     ] = "trained",
     seed: Annotated[int, typer.Option(help="Of prompts, noise and the feature network.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -490,10 +441,8 @@ def evaluate(
 @app.command("export-model")
 def export_model(
     out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model folder. Default: the last fetched.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    model: ModelOption = None,
+    dtype: DtypeOption = "fp32",
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 ABANDONED_S = 600.0
 """A half-fetched item that nothing needs is given up when nothing came of it for so long."""
+PASSING_TTL_S = 30.0
+"""Who fetches and leaves is looked for in vain for at most so long."""
 FETCHES_PERIOD_S = 1.0
 """In a flash crowd peers must find each other while the item is young."""
 
@@ -76,9 +78,26 @@ async def announce_fetches(network: Network, announcer: Announcer) -> None:
         now = network.swarm.fetching()
         announcer.provide_parts(now - known)
         if now - known:
-            try:
-                await announcer.flush()
-            except TransportError as error:
-                log.info("telling of a fetch failed, it is tried again: %s", error)
+            await _tell(announcer)
         known = now
         await trio.sleep(FETCHES_PERIOD_S)
+
+
+async def announce_for_now(network: Network) -> None:
+    """The same for a command that ends soon: what came whole is told of, too, and nothing for long."""
+    announcer = Announcer(network, provide_ttl_s=PASSING_TTL_S)
+    known: frozenset[InfoHash] = frozenset()
+    while True:
+        now = network.swarm.fetching()
+        announcer.provide_parts(now - known)
+        announcer.provide(item for item in known - now if network.store.has(item))
+        await _tell(announcer)
+        known = now
+        await trio.sleep(FETCHES_PERIOD_S)
+
+
+async def _tell(announcer: Announcer) -> None:
+    try:
+        await announcer.flush()
+    except TransportError as error:
+        log.info("telling of a fetch failed, it is tried again: %s", error)

@@ -7,11 +7,12 @@ Why: a swarm's worth of these processes may start at once on one machine, and ty
 pydantic, takes as much CPU time as all the rest of `get` up to its first connection.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paris_p2p.programs import Output, run_program, set_up_logging
+from paris_p2p.values import dataclass
 
 FLAGS = {"--json", "--debug", "--keep-seeding", "--lan", "--no-lan"}
 SINGLE = {
@@ -101,14 +102,21 @@ def read_plain(arguments: Sequence[str]) -> Plain | None:
     return Plain(arguments[0], positional[0], values)
 
 
-def run_plain(arguments: Sequence[str]) -> int | None:
-    """Run a plain command line; its exit code, or None when `cli` has to do it."""
+def run_plain(arguments: Sequence[str], loaded: Callable[[], None] = lambda: None) -> int | None:
+    """Run a plain command line; its exit code, or None when `cli` has to do it. `loaded` is called once all
+    modules are here and before anything happens."""
     plain = read_plain(arguments)
     if plain is None:
         return None
     as_json, debug = "--json" in plain.values, "--debug" in plain.values
     set_up_logging(debug)
-    return run_program(lambda: _run(plain, as_json), debug=debug)
+
+    def run() -> int:
+        importlib.import_module(f"paris_node.commands.{plain.command}")
+        loaded()
+        return _run(plain, as_json)
+
+    return run_program(run, debug=debug)
 
 
 def _run(plain: Plain, as_json: bool) -> int:

@@ -1,14 +1,13 @@
-"""A node's part in one run: what it says of itself, and the checkpoints it copies for others' sake.
+"""A node's part in one run: what it announces, and the checkpoints it copies for others' sake.
 
-Owns: membership record, announcing loop, replication loop, which checkpoint of its own a trainer announces,
-handing over before leaving. Both publishers and volunteers are run nodes; claiming and training are the
-volunteers' (`volunteer`). Does not own: what it finds out about checkpoints (`checker`).
+Owns: announcing loop, replication loop, which checkpoint of its own a trainer announces, handing over
+before leaving. Both publishers and volunteers are run nodes; claiming and training are the volunteers'
+(`volunteer`). Does not own: its membership (`progress`), what it finds out about checkpoints (`checker`).
 """
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -20,6 +19,7 @@ from paris_node.judging import Candidate, contenders
 from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
 from paris_node.network import Network
+from paris_node.progress import NO_ROLE, Progress, Telling
 from paris_node.reaching import Reaching
 from paris_node.runs import MANIFEST_FILE
 from paris_node.snapshot import Observation, observe
@@ -34,20 +34,18 @@ from paris_p2p.core.safety import (
     may_announce_next,
 )
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
-from paris_p2p.ids import InfoHash, Role, Term
+from paris_p2p.ids import InfoHash, Role
 from paris_p2p.programs import Output
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import Manifest, SignedManifest
-from paris_p2p.wire.records import MemberRecord, RunRecord, role_scope
+from paris_p2p.wire.records import RunRecord, role_scope
 from paris_p2p.workers.nursery import open_inner_nursery
 
 log = logging.getLogger(__name__)
 
 HAND_OVER_S = 20.0
 RUN_TTL_S = 600.0
-MEMBER_TTL_S = 300.0
-"""At most: a membership also lapses three renewals of a lease after its last one."""
 ANNOUNCE_PERIOD_S = 30.0
 """At most: records are looked through twice in a lease's renewal, and well within a record's life."""
 REPLICA_STALL_S = 30.0
@@ -58,20 +56,6 @@ EXAMINE_STALL_S = 15.0
 """Nobody need serve what a stranger's statement names."""
 MAX_COPIES = 3
 """At once: a swarm fetches a few items at a time, and the trainer's shards must not wait for copies."""
-NO_ROLE = Role("")
-
-
-@dataclass(slots=True)
-class Progress:
-    """What this node is doing right now, as its membership record tells it."""
-
-    activity: str = "joining"
-    role: Role = NO_ROLE
-    term: Term = field(default=Term(0))
-    step: int = 0
-    total_steps: int = 0
-    loss: float = 0.0
-    images_per_s: float = 0.0
 
 
 def run_items(manifest: Manifest) -> list[ContentRef]:
@@ -98,6 +82,7 @@ class RunNode:
         self.signed = signed
         self.output = output
         self.progress = Progress()
+        self._telling = Telling(self.progress, signed)
         self.announcer = Announcer(network)
         self.access = access
         self.reaching = Reaching(network, self.announcer, output, relay=network.relay)
@@ -110,6 +95,7 @@ class RunNode:
         self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
         self._lacking: set[Role] = set()  # our own announced work that is not safe yet
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
+        self._seen: tuple[float, Observation | None] = (-math.inf, None)  # when, the last whole one
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
         self._manifest_item = manifest_item.info_hash
@@ -131,9 +117,18 @@ class RunNode:
     async def observe(self, roles: Sequence[Role] | None = None, patience_s: float = math.inf) -> Observation:
         """The run as the DHT shows it now, judged by what this node has found out itself; of some `roles`
         only, without those that take longer than `patience_s` to read."""
-        return await observe(
+        observation = await observe(
             self.network.dht, self.signed, known=self.checker.known(), roles=roles, patience_s=patience_s
         )
+        if observation.view.claims.keys() >= set(self.signed.manifest.roles):
+            self._seen = (clock.monotonic(), observation)
+        return observation
+
+    async def _observe_lately(self) -> Observation:
+        """The run as it was a poll ago at most: who stands by looks anyway, and that is most of its work."""
+        at, seen = self._seen
+        recent = clock.monotonic() - at < self.signed.manifest.lease.poll_s
+        return seen if seen is not None and recent else await self.observe()
 
     async def announce_loop(self) -> None:
         """Renew this node's records for ever; a network that is away is waited out."""
@@ -151,33 +146,13 @@ class RunNode:
 
     async def _announce_all(self) -> None:
         while True:
-            self._say_membership()
+            self._telling.say(self.announcer, self.reaching.state, self.network.swarm.rates())
             self.announcer.forget_removed()
             await self._flush()
             overdue = self.announcer.overdue(clock.unix())
             if overdue:
                 log.warning("%d announcements are overdue: others may no longer find what is here", overdue)
             await trio.sleep(min(self.signed.manifest.lease.renew_s / 2, ANNOUNCE_PERIOD_S))
-
-    def _say_membership(self) -> None:
-        rates = self.network.swarm.rates()
-        progress = self.progress
-        record = MemberRecord(
-            addresses=self.announcer.addresses,
-            activity=progress.activity,
-            role=progress.role,
-            term=progress.term,
-            step=progress.step,
-            total_steps=progress.total_steps,
-            loss=float(progress.loss),
-            images_per_s=float(progress.images_per_s),
-            up_bytes_per_s=int(rates.up_bytes_per_s),
-            down_bytes_per_s=int(rates.down_bytes_per_s),
-            updated_unix=clock.unix(),
-            reach=self.reaching.state,
-        )
-        ttl_s = min(3 * self.signed.manifest.lease.renew_s, MEMBER_TTL_S)
-        self.announcer.say(record, self.signed.run_id, ttl_s)
 
     async def replicate_loop(self) -> None:
         """Copy the run's components, and the checkpoints that too few peers hold, for ever."""
@@ -186,7 +161,7 @@ class RunNode:
             nursery.start_soon(self.checker.run)
             while True:
                 try:
-                    observation = await self.observe()
+                    observation = await self._observe_lately()
                 except TransportError as error:
                     log.warning("looking for checkpoints to copy failed, trying again: %s", error)
                 else:

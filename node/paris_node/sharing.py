@@ -13,20 +13,21 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from paris_node.sizes import read_limits
+from paris_node.sizes import WORTH_SAYING_BYTES, read_limits
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
 from paris_p2p.net.limits import SwarmLimits
 from paris_p2p.net.multi import ReachOptions
 from paris_p2p.net.swarm import Peer, Swarm, open_swarm
+from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
+from paris_p2p.values import dataclass
 from paris_p2p.wire.content import AnyRef, ContentRef
 from paris_p2p.wire.identity import SEED_BYTES, Identity, node_id_from_peer_id
 
@@ -151,7 +152,9 @@ def listened_interfaces(listen: Sequence[str]) -> tuple[str, ...] | None:
     return None if any(ipaddress.ip_address(host).is_unspecified for host in hosts) else hosts
 
 
-def place(home: Home, path: Path, piece_length: int | None) -> tuple[ContentStore, ContentRef]:
+def place(
+    home: Home, path: Path, piece_length: int | None, output: Output
+) -> tuple[ContentStore, ContentRef]:
     """`path` as an item read where it lies, in a store of its own: nothing else is served from it.
 
     It is hashed only if it changed since it was last. Raises `ConfigError`, `StoreError`.
@@ -159,7 +162,12 @@ def place(home: Home, path: Path, piece_length: int | None) -> tuple[ContentStor
     key = hashlib.sha256(f"{piece_length or 0} {path.absolute()}".encode(errors="surrogateescape"))
     store = ContentStore(home.path / "seeds" / key.hexdigest()[:32])
     threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
-    ref = store.place(path, piece_length=piece_length, threads=threads)
+
+    def hashing(count: int) -> None:
+        if count >= WORTH_SAYING_BYTES:
+            output.say(f"hashing {path} ({count / 1e9:.1f} GB), once …")
+
+    ref = store.place(path, piece_length=piece_length, threads=threads, hashing=hashing)
     for other in store.ids():
         if other != ref.info_hash:  # what `path` held before
             store.remove(other)

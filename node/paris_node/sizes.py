@@ -8,6 +8,8 @@ import re
 from paris_p2p.errors import ConfigError
 from paris_p2p.net.limits import SwarmLimits
 
+WORTH_SAYING_BYTES = 2 << 30
+"""So much to hash takes seconds, in which people want to know what is going on."""
 _POWERS = "kMGT"
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _FORM = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,6}})?)\s*(?:([{_POWERS}])(i?))?B?")

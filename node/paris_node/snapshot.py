@@ -18,6 +18,7 @@ from paris_node.judging import (
     attestations,
     candidates,
     countable,
+    heard_first,
     jury,
     newest_candidate,
     verify_new,
@@ -25,7 +26,6 @@ from paris_node.judging import (
 from paris_p2p import clock
 from paris_p2p.core.access import admitted
 from paris_p2p.core.assignment import (
-    MAX_ROLES_PER_NODE,
     RoleState,
     RoleStatus,
     SeenClaim,
@@ -36,10 +36,10 @@ from paris_p2p.core.assignment import (
 )
 from paris_p2p.core.safety import safe_checkpoint
 from paris_p2p.dht.client import Dht
-from paris_p2p.ids import NodeId, Role
+from paris_p2p.ids import ROUTER, NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.identity import peer_id_text
-from paris_p2p.wire.manifest import SignedManifest, Training
+from paris_p2p.wire.manifest import Manifest, SignedManifest
 from paris_p2p.wire.records import MemberRecord, Record, role_scope
 from paris_p2p.wire.terms import term_number
 
@@ -84,7 +84,8 @@ class RoleLine:
     in term `made_in`, going on from the resume item `parent` (hex), if any; `checked`: whether it is more
     than its signer's word; `checked_by` witnesses found it good, with a held-out loss of `measured_loss` if
     they measured. `safe_step`: of the newest checkpoint that enough others hold. `overdue`: the providers
-    that should have announced it again by now.
+    that should have announced it again by now. `variant`: the kind of expert it is, or must become; None
+    where the run has one kind only, and where it is open.
     """
 
     role: Role
@@ -108,6 +109,7 @@ class RoleLine:
     made_in: int = 0
     parent: str | None = None
     overdue: int = 0
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +165,16 @@ async def observe(
         for role, records in zip(roles, claimed, strict=True)
         if records is not None
     }
-    await verify_new([records or () for records in announced])
+    shown = {role: records or () for role, records in zip(roles, announced, strict=True)}
+    await verify_new(shown, heard_first(signed, claims, now_unix), now_unix)
     words = jury(signed, members, known)
     found = {
-        role: candidates(
-            signed, role, records or (), attestations(signed, said or (), now_unix), words, known
-        )
-        for role, records, said in zip(roles, announced, attested, strict=True)
+        role: candidates(signed, role, shown[role], attestations(signed, said or (), now_unix), words, known)
+        for role, said in zip(roles, attested, strict=True)
         if role in claims
     }
-    honest = honoured(claims, now_unix, MAX_ROLES_PER_NODE)
-    overdue = {
-        role: _overdue(records or (), now_unix) for role, records in zip(roles, announced, strict=True)
-    }
+    honest = honoured(claims, now_unix, signed.manifest.max_roles_per_node)
+    overdue = {role: _overdue(records, now_unix) for role, records in shown.items()}
     return replace(_observation(signed, honest, found, members, now_unix), overdue=overdue)
 
 
@@ -240,13 +239,14 @@ def take_snapshot(observation: Observation, signed: SignedManifest) -> Snapshot:
     """Reduce an observation to what people and scripts want to see."""
     manifest, view = signed.manifest, observation.view
     statuses = role_states(manifest.roles, view)
-    lines = tuple(_role_line(statuses[role], observation, manifest.training(role)) for role in manifest.roles)
+    lines = tuple(_role_line(statuses[role], observation, manifest) for role in manifest.roles)
     members = tuple(sorted((peer_id_text(node), record) for node, record in view.members.items()))
     return Snapshot(signed.run_id.hex(), manifest.name, lines, members, view.now_unix)
 
 
-def _role_line(status: RoleStatus, observation: Observation, training: Training) -> RoleLine:
+def _role_line(status: RoleStatus, observation: Observation, manifest: Manifest) -> RoleLine:
     best = status.statement
+    training = manifest.training(status.role, best.variant if best else None)
     newest, safe = observation.newest.get(status.role), observation.safe.get(status.role)
     checked, finished = newest is not None and newest.credible, status.state is RoleState.FINISHED
     loss = status.loss if status.loss is not None or best is None else best.heldout_loss
@@ -274,7 +274,15 @@ def _role_line(status: RoleStatus, observation: Observation, training: Training)
         made_in=term_number(best.term) if best else 0,
         parent=best.parent.hex() if best and best.parent else None,
         overdue=len(newest.providers & observation.overdue.get(status.role, frozenset())) if newest else 0,
+        variant=_variant(status.role, best, manifest),
     )
+
+
+def _variant(role: Role, best: CheckpointStatement | None, manifest: Manifest) -> str | None:
+    kinds, allowed = manifest.recipe.experts, manifest.variants(role)
+    if role == ROUTER or len(kinds) == 1 or (best is None and len(allowed) > 1):
+        return None
+    return kinds[allowed[0] if best is None else best.variant].name
 
 
 def _sensible(seconds: float | None) -> float | None:
@@ -304,6 +312,7 @@ def _role_json(line: RoleLine) -> dict[str, Any]:
         "made_by": peer_id_text(line.made_by) if line.made_by else None,
         "made_in_term": line.made_in,
         "parent": line.parent,
+        "variant": line.variant,
     }
 
 

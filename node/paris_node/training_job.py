@@ -22,7 +22,7 @@ from paris_p2p import clock
 from paris_p2p.core.accept import Standing
 from paris_p2p.core.yielding import UploadYield
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError, WorkerError
-from paris_p2p.ids import ROUTER, Role, Term
+from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.terms import term_number
@@ -277,8 +277,8 @@ class TrainingJob:
         self, shards: list[dict[str, Any]], parent: CheckpointStatement | None, resume: Path | None
     ) -> Outcome:
         self._parent = parent.resume.info_hash if parent else b""
-        several = self._role != ROUTER and len(self._node.signed.manifest.recipe.experts) > 1
-        self._variant = parent.variant if parent else (None if several else 0)
+        allowed = self._node.signed.manifest.variants(self._role)
+        self._variant = parent.variant if parent else (None if len(allowed) > 1 else allowed[0])
         self._fetched = parent.resume if parent else None
         outcome = Outcome("stopped")
         self._uploads = UploadYield()

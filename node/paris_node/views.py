@@ -74,8 +74,9 @@ def role_table(snapshot: Snapshot, names: Mapping[str, str], *, wide: bool = Tru
 def _role_cells(line: RoleLine, names: Mapping[str, str], wide: bool) -> Sequence[RenderableType]:
     style = _STATE_STYLE[line.state]
     bar = ProgressBar(total=max(1, line.total_steps), completed=line.step, complete_style=style)
+    kind = f" ({printable(line.variant)})" if wide and line.variant else ""  # the organiser's words
     return (
-        line.role,
+        Text(line.role + kind),
         Text(line.state + (" ✓" if line.checked else ""), style=style),
         peer_name(peer_id_text(line.holder), names) if line.holder else "–",
         str(line.term) if line.term else "–",

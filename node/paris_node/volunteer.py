@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import trio
 
+from paris_node.progress import NO_ROLE
 from paris_node.room import check_room
-from paris_node.run_node import NO_ROLE, RunNode
+from paris_node.run_node import RunNode
 from paris_node.snapshot import Observation
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
@@ -32,6 +33,8 @@ WRITE_DEADLINE_S = 10.0
 """A claim that takes longer to read or write than half a short lease is as good as lost."""
 WATCH_PERIOD_S = 1.0
 RELEASE_DEADLINE_S = 8.0
+OWN_LOOK_S = 900.0
+"""A run that is finished by strangers' word is left when it could not be looked at here for so long."""
 DISK_PERIOD_S = 10.0
 """How often a node without room looks whether there is some again."""
 
@@ -45,12 +48,25 @@ class Volunteer:
     """Claims and trains for one node. `leave` ends it in order: checkpoint, release, hand over."""
 
     def __init__(
-        self, node: RunNode, *, wanted: Role | None, device: str, threads: int | None, rng: random.Random
+        self,
+        node: RunNode,
+        *,
+        wanted: Role | None,
+        device: str,
+        threads: int | None,
+        rng: random.Random,
+        roles: Sequence[Role] | None = None,
     ) -> None:
+        """`roles`: those this node may claim (None: all of the run); `wanted`: the only one it claims."""
         self._node = node
         manifest = node.signed.manifest
         me = node.network.identity.node_id
-        self._machine = LeaseMachine(me, manifest.roles, manifest.lease, wanted=wanted, rng=rng)
+        claimable = manifest.roles if roles is None else roles
+        heard = manifest.max_roles_per_node
+        self._machine = LeaseMachine(
+            me, claimable, manifest.lease, wanted=wanted, max_roles_per_node=heard, rng=rng
+        )
+        self._some = wanted is not None or len(claimable) < len(manifest.roles)
         self._wanted = wanted
         self._device = device
         self._threads = threads
@@ -63,6 +79,7 @@ class Volunteer:
         self._reading = trio.CancelScope()
         self._leaving = False
         self._complete = False
+        self._finished_at = math.inf  # monotonic: since when every role is seen finished
         self._paused = False
         self._rest_until = 0.0  # monotonic: nothing is looked at before
 
@@ -121,7 +138,7 @@ class Volunteer:
         if observation is None:
             self._machine.read_failed(now())
             return
-        self._complete = observation.finished(self._node.signed.manifest.roles)
+        self._complete = self._is_complete(observation)
         if self._leaving and self._job is None:
             return
         if self._short_of_disk():
@@ -129,12 +146,23 @@ class Volunteer:
             return
         await self._perform(self._machine.step(observation.view, now()), nursery)
 
+    def _is_complete(self, observation: Observation) -> bool:
+        """Whether all is finished, so that a volunteer may leave for good. Where anybody can take part the
+        word of a few keys is not enough: an idle node looks at such checkpoints itself; it has time to."""
+        manifest, seen_at = self._node.signed.manifest, clock.monotonic()
+        if not observation.finished(manifest.roles):
+            self._finished_at = math.inf
+            return False
+        self._finished_at = min(self._finished_at, seen_at)
+        assured = all(observation.newest[role].assured for role in manifest.roles)
+        return assured or manifest.restricted or seen_at - self._finished_at >= OWN_LOOK_S
+
     async def _read(self) -> Observation | None:
         """What the machine asks for of the run as it is now, or None: no answer in time, or it is no longer
         of interest."""
         observation: Observation | None = None
         roles: Sequence[Role] | None = self._machine.reads
-        if self._wanted is not None and self._machine.role is None:
+        if self._some and self._machine.role is None:
             roles = None  # whether the run is complete is seen by all of them
         try:
             with trio.move_on_after(READ_DEADLINE_S) as self._reading:

@@ -6,14 +6,16 @@ which candidates are tried (`order_checkpoints`).
 Does not own: fetching, or reading weights (`store.weights`), or who may speak at all (`core.access`).
 """
 
+import hashlib
+import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median
 
 from paris_p2p.errors import RemoteProtocolError
-from paris_p2p.ids import ROUTER, NodeId, Role
+from paris_p2p.ids import NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, Manifest, SignedManifest
 from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, check_schema, tensor_bytes
@@ -130,6 +132,26 @@ def loss_refusal(stated: float, measured: float, baseline: float | None = None) 
     return None
 
 
+def fair_order(new: Mapping[NodeId, Sequence[bytes]], first: Collection[NodeId], salt: bytes) -> list[bytes]:
+    """The order in which to verify the `new` signed statements that keys announce, each once.
+
+    Key by key in turns, each turn in an order by hash of `salt`: a key gets no more for announcing more, and
+    none knows where it will stand. Of every two places one is for the keys in `first`, while they have any.
+    """
+
+    def turns(keys: Iterable[NodeId]) -> list[bytes]:
+        places = [
+            (turn, hashlib.sha256(salt + key).digest(), data)
+            for key in keys
+            for turn, data in enumerate(dict.fromkeys(new[key]))
+        ]
+        return [data for _, _, data in sorted(places)]
+
+    ours, others = turns(new.keys() & first), turns(new.keys() - first)
+    mixed = itertools.zip_longest(ours, others)
+    return list(dict.fromkeys(data for pair in mixed for data in pair if data is not None))
+
+
 def limit_per_holder(
     statements: Iterable[CheckpointStatement], backed: Collection[CheckpointStatement], limit: int
 ) -> list[CheckpointStatement]:
@@ -161,9 +183,9 @@ def refusal(statement: CheckpointStatement, manifest: Manifest, role: Role) -> s
     """
     if statement.role != role or role not in manifest.roles:
         return "it belongs to another role"
-    variants = 1 if role == ROUTER else len(manifest.recipe.experts)
-    if statement.variant >= variants:
-        return f"it is of variant {statement.variant}, the recipe has {variants}"
+    allowed = manifest.variants(role)
+    if statement.variant not in allowed:
+        return f"it is of variant {statement.variant}, which the recipe does not allow for {role}"
     if statement.total_steps != manifest.training(role, statement.variant).steps:
         return "it counts another number of total steps than the recipe"
     if not math.isfinite(statement.created_unix):

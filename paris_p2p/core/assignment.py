@@ -120,7 +120,7 @@ def _credible(role: Role, claim: SeenClaim, times: LeaseTimes, now_unix: float) 
 
 def honoured(
     claims: Mapping[Role, Sequence[SeenClaim]], now_unix: float, max_roles: int
-) -> dict[Role, list[SeenClaim]]:
+) -> Mapping[Role, Sequence[SeenClaim]]:
     """`claims` without those live ones that their owner has over and above `max_roles`.
 
     An owner's newest claims count (by `since`, then the role's name). An honest node that has moved on has
@@ -129,7 +129,7 @@ def honoured(
     roles: dict[NodeId, list[tuple[float, Role]]] = {}
     for role, some in claims.items():
         for claim in some:
-            if claim.live(now_unix):
+            if now_unix < claim.expiration_unix and claim.state != "released":
                 roles.setdefault(claim.owner, []).append((claim.since_unix, role))
     excess = {
         (role, owner)
@@ -138,7 +138,7 @@ def honoured(
         for _, role in sorted(mine)[: len(mine) - max_roles]
     }
     if not excess:
-        return {role: list(some) for role, some in claims.items()}
+        return claims
     return {
         role: [claim for claim in some if (role, claim.owner) not in excess or not claim.live(now_unix)]
         for role, some in claims.items()
@@ -164,6 +164,11 @@ def best_claim(role: Role, view: View) -> SeenClaim | None:
     """The live claim on `role` that wins over all others, if there is one."""
     live = (claim for claim in view.claims.get(role, ()) if claim.live(view.now_unix))
     return min(live, key=lambda claim: claim_rank(role, claim), default=None)
+
+
+def claimed(role: Role, view: View) -> bool:
+    """Whether anybody has a live claim on `role`."""
+    return any(claim.live(view.now_unix) for claim in view.claims.get(role, ()))
 
 
 def newest_statement(statements: Iterable[CheckpointStatement]) -> CheckpointStatement | None:

@@ -5,14 +5,23 @@ Owns: merging successive reads, each of which may be partial, into one picture. 
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from paris_p2p.core.assignment import MAX_ROLES_PER_NODE, SeenClaim, View, honoured, newest_statement
 from paris_p2p.ids import NodeId, Role, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.records import CLOCK_TOLERANCE_S
 from paris_p2p.wire.terms import highest_number, term_number
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """The claims that count from `since_unix` until `until_unix`, unless others are read."""
+
+    claims: Mapping[Role, Sequence[SeenClaim]]
+    since_unix: float
+    until_unix: float
 
 
 class ClaimMemory:
@@ -38,21 +47,42 @@ class ClaimMemory:
         self._shown_unix: dict[Role, float] = {}  # when the newest checkpoint was last in a reading
         self._terms: dict[Role, Term] = {}
         self._own_expiration: dict[Role, float] = {}
+        self._forget_unix = math.inf  # when the first claim is to be forgotten
+        self._views: dict[bool, _Heard] = {}  # with and without the own claims; emptied by every change
 
     def observe(self, view: View, now_unix: float) -> None:
         """Take in one reading."""
+        for role, shown in view.claims.items():
+            if role in self._claims:
+                for claim in shown:
+                    self.add(role, claim)
+        if self._forget_unix < now_unix:
+            self._forget(now_unix)
+        for role in {**view.statements, **self._statements}:
+            if role in self._claims:
+                self._take_statement(role, view.statements.get(role), now_unix)
+
+    def _forget(self, now_unix: float) -> None:
+        """Drop the claims that ended `keep_s` ago."""
+        self._views.clear()
         for role, claims in self._claims.items():
-            for claim in view.claims.get(role, ()):
-                self.add(role, claim)
-            for owner in [o for o, c in claims.items() if c.expiration_unix < now_unix - self._keep_s]:
-                del claims[owner]
-            self._take_statement(role, view.statements.get(role), now_unix)
+            self._claims[role] = {
+                owner: claim
+                for owner, claim in claims.items()
+                if claim.expiration_unix >= now_unix - self._keep_s
+            }
+        ends = (claim.expiration_unix for claims in self._claims.values() for claim in claims.values())
+        self._forget_unix = min(ends, default=math.inf) + self._keep_s
 
     def add(self, role: Role, claim: SeenClaim) -> None:
         """Take in one claim; of one owner's claims the one that expires last stands, as in the DHT."""
         known = self._claims[role].get(claim.owner)
+        if known is claim:
+            return
         if known is None or claim.expiration_unix > known.expiration_unix:
             self._claims[role][claim.owner] = claim
+            self._forget_unix = min(self._forget_unix, claim.expiration_unix + self._keep_s)
+            self._views.clear()
         self._terms[role] = max(self.highest_term(role), claim.term)
         if claim.owner == self._node_id:
             self._own_expiration[role] = max(self.own_expiration(role), claim.expiration_unix)
@@ -74,6 +104,7 @@ class ClaimMemory:
         known = self._claims[role].get(self._node_id)
         if known is not None:
             self._claims[role][self._node_id] = replace(known, state="released")
+            self._views.clear()
 
     def own(self, role: Role) -> SeenClaim | None:
         """The claim on `role` that stands under this node's own name, if one does."""
@@ -98,8 +129,21 @@ class ClaimMemory:
 
     def view(self, now_unix: float, *, own: bool = True) -> View:
         """Everything remembered; without the claims under this node's name unless `own`."""
-        claims = {
-            role: [claim for owner, claim in by_owner.items() if own or owner != self._node_id]
-            for role, by_owner in self._claims.items()
-        }
-        return View(now_unix, honoured(claims, now_unix, self._max_roles_per_node), self._statements)
+        return View(now_unix, self._heard(now_unix, own), self._statements)
+
+    def _heard(self, now_unix: float, own: bool) -> Mapping[Role, Sequence[SeenClaim]]:
+        """The claims of a view. Asked for several times a step: worked out anew only when they changed or
+        the first of those that live has ended since."""
+        own = own or not self._own_expiration  # the same for who never claimed anything
+        heard = self._views.get(own)
+        if heard is None or not heard.since_unix <= now_unix < heard.until_unix:
+            claims = {
+                role: [claim for owner, claim in by_owner.items() if own or owner != self._node_id]
+                for role, by_owner in self._claims.items()
+            }
+            ends = [
+                c.expiration_unix for some in claims.values() for c in some if c.expiration_unix > now_unix
+            ]
+            honest = honoured(claims, now_unix, self._max_roles_per_node)
+            heard = self._views[own] = _Heard(honest, now_unix, min(ends, default=math.inf))
+        return heard.claims

@@ -52,6 +52,7 @@ from paris_p2p.core.assignment import (
     View,
     best_claim,
     claim_rank,
+    claimed,
     preferred_roles,
     role_states,
 )
@@ -89,6 +90,10 @@ class _Lease:
     tries: int = 0
     good_unix: float = -math.inf
     good_monotonic: float = -math.inf
+
+    def left(self, now: Now) -> float:
+        """Seconds until the last accepted HOLD ends, on the clock that says so first."""
+        return min(self.good_unix - now.unix, self.good_monotonic - now.monotonic)
 
 
 class LeaseMachine:
@@ -158,14 +163,19 @@ class LeaseMachine:
 
     @property
     def settle_wait_s(self) -> float:
-        """Seconds a BID settles now: the run's setting, or twice the store time when the network is slow."""
-        return max(self._times.settle_s, min(2 * self._store_s, self._times.ttl_s / 3))
+        """Seconds a BID settles now: the setting, or twice the store time (TTL / 3 at most) if longer."""
+        return max(self._times.settle_s, 2 * self._store_s)
 
-    def next_wakeup(self) -> float:
-        """The monotonic time of the next `step` (the past: at once; infinity: after the next event)."""
+    def next_wakeup(self, *, even_clocks: bool = False) -> float:
+        """The monotonic time of the next `step` (the past: at once; infinity: after the next event).
+
+        `even_clocks`: neither clock jumps meanwhile (a simulation knows); no need to compare them.
+        """
         times = [self._tombstones.next_due(), self._view_due()]
-        if self._last is not None and self._state is State.HOLDING:
-            times.append(self._last.monotonic + CHECK_CLOCKS_S)
+        if self._last is not None and self._lease is not None and self._state is State.HOLDING:
+            times.append(self._last.monotonic + self._lease.left(self._last) - self._margin_s)
+            if not even_clocks:
+                times.append(self._last.monotonic + CHECK_CLOCKS_S)
         return min(times)
 
     def wants_view(self, now: Now) -> bool:
@@ -199,8 +209,8 @@ class LeaseMachine:
         if write not in self._in_flight:
             raise LocalProtocolError(f"no write of {write.claim.state!r} for {write.role} is under way")
         self._in_flight.remove(write)
-        # A moving average: one lost RPC makes one store slow, a slow network makes all of them so.
-        self._store_s += (took_s - self._store_s) / 2
+        # A moving average: one lost RPC makes one store slow, a slow network all of them; sleep is no sign.
+        self._store_s += (min(took_s, self._times.ttl_s / 6) - self._store_s) / 2
         if write.claim.state == "released":
             retry_at = now.monotonic + self._jitter(self._times.settle_s)
             self._tombstones.stored(write.role, write.expiration_unix, ok, retry_at)
@@ -287,16 +297,17 @@ class LeaseMachine:
 
     def _free(self, mine: dict[Role, SeenClaim], now: Now) -> list[Role]:
         """The roles that this node may claim as far as it knows, its own of before first."""
-        states = role_states(self._roles, self._memory.view(now.unix, own=not self._first_bid))
-        open_to_us = [s for r, s in states.items() if self._avoid.get(r, -math.inf) <= now.monotonic]
-        return sorted(preferred_roles(self._node_id, open_to_us), key=lambda role: role not in mine)
+        seen = self._memory.view(now.unix, own=not self._first_bid)
+        open_to_us = [r for r in self._roles if self._avoid.get(r, -math.inf) <= now.monotonic]
+        free = [role for role in open_to_us if not claimed(role, seen)]
+        states = role_states(free, seen).values()
+        return sorted(preferred_roles(self._node_id, states), key=lambda role: role not in mine)
 
     def _next_look(self, now: Now) -> float:
         """When to look for a free role again: after a poll, or when the next live claim runs out."""
         claims = self._memory.view(now.unix).claims
-        live = [claim for role in self._roles for claim in claims[role] if claim.live(now.unix)]
-        expiries = [claim.expiration_unix - now.unix for claim in live]
-        soonest = min(expiries, default=math.inf) + self._rng.uniform(0, self._times.settle_s / 2)
+        ends = [c.expiration_unix for role in self._roles for c in claims[role] if c.live(now.unix)]
+        soonest = min(ends, default=math.inf) - now.unix + self._rng.uniform(0, self._times.settle_s / 2)
         return now.monotonic + min(soonest, self._jitter(self._times.poll_s))
 
     def _bid(self, role: Role, now: Now) -> list[Action]:
@@ -401,10 +412,9 @@ class LeaseMachine:
                 return self._give_up(
                     Event.DOUBT, f"the clock jumped by {wall - steady:.0f} s, or the machine slept", now
                 )
-        if self._state in (State.CONFIRMING, State.HOLDING) and self._lease.good_unix > -math.inf:
-            left = min(self._lease.good_unix - now.unix, self._lease.good_monotonic - now.monotonic)
-            if left <= self._margin_s:
-                return self._give_up(Event.DOUBT, "the lease could not be renewed in time", now)
+        confirmed = self._state in (State.CONFIRMING, State.HOLDING) and self._lease.good_unix > -math.inf
+        if confirmed and self._lease.left(now) <= self._margin_s:
+            return self._give_up(Event.DOUBT, "the lease could not be renewed in time", now)
         return []
 
     def _give_up(self, event: Event, reason: str, now: Now) -> list[Action]:

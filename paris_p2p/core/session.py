@@ -10,12 +10,13 @@ what keeps both sides' books equal without a clock.
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
+from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
+from paris_p2p.wire.frames import FrameDecoder
 
 
 class State(enum.Enum):
@@ -114,7 +115,7 @@ class Session:
         self.peer_interested = False
         self.outstanding_bytes = 0  # asked for, not here, not given up
         self._hello: m.Hello | None = None
-        self._decoder = m.FrameDecoder(limits.max_block, self._expects)
+        self._decoder = FrameDecoder(limits.max_block, self._expects)
         self._opened = now
         self._heard = now
         self._spoke = now
@@ -138,6 +139,11 @@ class Session:
     def buffer(self) -> memoryview:
         """Where to receive next, instead of `feed`: then call `filled`."""
         return self._decoder.buffer()
+
+    @property
+    def missing(self) -> int:
+        """Bytes that will come before anything else can: the rest of a block that has begun, or 0."""
+        return self._decoder.missing
 
     def filled(self, count: int, now: float) -> None:
         """`count` bytes were received into `buffer()`; `next_event` then yields what they mean."""

@@ -6,7 +6,7 @@ words that set it apart, and the images nearest to its centre. Does not own: the
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -21,6 +21,7 @@ COLUMNS, TILE = 6, 64
 NEAREST = COLUMNS * COLUMNS
 NAMED = 5
 WORDS = 8
+NO_KINDS: Mapping[int, Sequence[str]] = {}
 _WORD = re.compile(r"[^\W_]{2,}")
 
 
@@ -41,8 +42,15 @@ def make_cards(rows: Rows, labels: Labels, captions: Sequence[str], clusters: in
     return tuple(Card(n, int(sizes[n]), words[n], near[n]) for n in range(clusters))
 
 
-def write_cards(folder: Path, cards: Sequence[Card], images: NDArray[np.uint8], names: Sequence[str]) -> None:
-    """Write the sheets and the index. images: (N, S, S, 1 or 3)."""
+def write_cards(
+    folder: Path,
+    cards: Sequence[Card],
+    images: NDArray[np.uint8],
+    names: Sequence[str],
+    kinds: Mapping[int, Sequence[str]] = NO_KINDS,
+) -> None:
+    """Write the sheets and the index. images: (N, S, S, 1 or 3); `kinds`: what the experts of some clusters
+    must be."""
     lines = ["# Clusters", ""]
     for card in cards:
         file = f"cluster-{card.index:02d}.png"
@@ -52,6 +60,7 @@ def write_cards(folder: Path, cards: Sequence[Card], images: NDArray[np.uint8], 
             f"## Cluster {card.index}: {card.images} images",
             "",
             f"Words: {', '.join(card.words) or 'none that set it apart'}. Nearest to the centre: {shown}.",
+            *([f"Its expert is {' or '.join(kinds[card.index])}."] if card.index in kinds else []),
             "",
             f"![images nearest to the centre of cluster {card.index}]({file})",
             "",

@@ -1,9 +1,9 @@
 """The samples of a run on disk: equal images as plain bytes, captions, and what encoders made of them.
 
 Owns: the folder of flat files `images.raw` (uint8, N x S x S x C), where the run has such encoders
-`features.raw`, `latents.raw`, `text.raw` (float32), and `samples.json` (captions, names, skipped, shapes);
-choosing the side; refusing a source without a usable image. All are read through memory maps.
-Does not own: reading and encoding (`blocks`), sharing that among machines (`parts`).
+`features.raw` (float32), `latents.raw`, `text.raw` (float16), and `samples.json` (captions, names, skipped,
+shapes and types); choosing the side; refusing a source without a usable image. All are read through memory
+maps. Does not own: reading and encoding (`blocks`), sharing that among machines (`parts`).
 """
 
 import json
@@ -23,12 +23,10 @@ from paris_p2p.data.parts import COMPONENTS_NAME, Count, Flat, Part, Share
 from paris_p2p.data.sources import Sample, Skipped, Source
 from paris_p2p.errors import ConfigError
 
+FORMAT = 2  # of the folder
 MAX_NATIVE_SIDE = 64
 MIN_SIDE, MAX_SIDE = 4, 1024
 _CHUNK = 1024
-_TYPES: dict[str, Any] = {
-    "images": np.uint8, "features": np.float32, "latents": np.float32, "text": np.float32,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,8 @@ class Ingested:
     names: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     features: NDArray[np.float32] | None = None
-    latents: NDArray[np.float32] | None = None
-    text: NDArray[np.float32] | None = None
+    latents: NDArray[np.float16] | None = None
+    text: NDArray[np.float16] | None = None
     text_rows: dict[str, int] | None = None
 
 
@@ -92,6 +90,7 @@ def collect(found: Sequence[Part], folder: Path, captions_from: str, progress: C
     details = {
         "side": found[0].key["side"],
         "shapes": flat.shapes,
+        "dtypes": flat.dtypes,
         "captions": flat.captions,
         "names": flat.names,
         "skipped": [asdict(one) for one in flat.skipped],
@@ -103,8 +102,8 @@ def collect(found: Sequence[Part], folder: Path, captions_from: str, progress: C
 def load(folder: Path) -> Ingested:
     """What `collect` left in `folder`."""
     details = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    maps = {
-        name: np.memmap(folder / f"{name}.raw", _TYPES[name], "r").reshape(-1, *shape)
+    maps: dict[str, NDArray[Any]] = {
+        name: np.memmap(folder / f"{name}.raw", details["dtypes"][name], "r").reshape(-1, *shape)
         for name, shape in details["shapes"].items()
     }
     return Ingested(

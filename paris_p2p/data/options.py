@@ -17,6 +17,8 @@ from paris_p2p.ids import NodeId
 from paris_p2p.wire.manifest import MAX_CLUSTERS, Latents, LeaseTimes, Recipe
 
 TINY_LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
+LEASE = LeaseTimes(ttl_s=60.0, renew_s=20.0, settle_s=3.0, poll_s=10.0)
+"""Of runs that take hours: what a node costs that stands by is in proportion to how often it looks."""
 PIXEL_PRESETS = ("tiny", "small")
 LATENT_PRESETS = ("b2", "xl2")
 CLIP_TEXT = "openai/clip-vit-large-patch14"
@@ -34,7 +36,9 @@ class PrepareOptions:
     a folder) the published ones for `b2` and `xl2`, none otherwise: then a small CLIP is trained on the
     images, and pixels are the latents. `device` is the encoders'. `balanced`: clusters of nearly equal size.
     `drop_duplicates`: near-duplicates are left out, not only reported. `restricted`: only the organiser, the
-    `claimants` and nodes with a pass may claim roles."""
+    `claimants` and nodes with a pass may claim roles. `variants`: the kinds of expert that any role may be
+    beside the preset's; `variant_of`: (cluster, kind) for experts that must be of one kind, if that is not in
+    `variants` no other's (`allowed_variants`)."""
 
     source: str
     out: Path
@@ -45,7 +49,7 @@ class PrepareOptions:
     clip_steps: int | None = None
     seed: int = 0
     name: str | None = None
-    lease: LeaseTimes = TINY_LEASE
+    lease: LeaseTimes | None = None
     replicas: int = 2
     restricted: bool = False
     claimants: tuple[NodeId, ...] = ()
@@ -55,6 +59,18 @@ class PrepareOptions:
     device: str = "cpu"
     balanced: bool = False
     drop_duplicates: bool = False
+    variants: tuple[str, ...] = ()
+    variant_of: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Every kind of expert that is named, each once: the recipe's variants beside the preset's own."""
+        return tuple(dict.fromkeys((*self.variants, *(kind for _, kind in self.variant_of))))
+
+    @property
+    def lease_times(self) -> LeaseTimes:
+        """Those of the protocol's table; shorter ones for `tiny`, whose roles take minutes."""
+        return self.lease or (TINY_LEASE if self.preset == "tiny" else LEASE)
 
     @property
     def published(self) -> bool:
@@ -115,6 +131,24 @@ def check_options(options: PrepareOptions) -> None:
         raise ConfigError(f"a run's name has 1 to {MAX_NAME_CHARACTERS} characters")
     if not 0 <= options.seed < 1 << 32:
         raise ConfigError(f"seed {options.seed} is not in 0 to {(1 << 32) - 1}")
+
+
+def allowed_variants(options: PrepareOptions, recipe: Recipe, cluster: int) -> tuple[int, ...]:
+    """Which of the recipe's variants the expert of `cluster` may be; empty: any."""
+    names = [variant.name for variant in recipe.experts]
+    assigned = {kind for number, kind in options.variant_of if number == cluster}
+    wanted = assigned or {names[0], *options.variants}
+    allowed = tuple(number for number, name in enumerate(names) if name in wanted)
+    return allowed if len(allowed) < len(names) else ()
+
+
+def check_variant_of(options: PrepareOptions, clusters: int) -> None:
+    """Refuse roles that the run will not have. Raises `ConfigError`."""
+    odd = sorted({number for number, _ in options.variant_of if number >= clusters})
+    if odd:
+        raise ConfigError(
+            f"--variant-of expert-{odd[0]}: the run's experts are expert-0 to expert-{clusters - 1}"
+        )
 
 
 def load_encoders(options: PrepareOptions) -> Encoders:

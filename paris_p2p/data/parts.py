@@ -24,7 +24,7 @@ from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.store.durable import write_atomic
 from paris_p2p.store.locks import holder, try_lock
 
-FORMAT = 1
+FORMAT = 2
 PART_NAME = "part.json"
 KEY_NAME = "key.json"
 COMPONENTS_NAME = "components"
@@ -243,8 +243,8 @@ def _require_all(parts: Sequence[Part]) -> None:
     if missing:
         names = ", ".join(f"{index}/{of}" for index in missing[:10])
         raise ConfigError(
-            f"{len(missing)} of {of} parts are missing or not finished: {names}. Run "
-            f"`paris-node prepare … --shard {missing[0]}/{of}` with the same options"
+            f"{len(missing)} of {of} parts are missing or not finished: {names}. Name the folders they are "
+            f"in as well, or run `paris-node prepare … --shard {missing[0]}/{of}` with the same options"
         )
     if len(there) != of:
         twice = next(index for index in there if there.count(index) > 1)
@@ -284,20 +284,21 @@ class Flat:
     skipped: list[Skipped]
     text_rows: dict[str, int]
     shapes: dict[str, list[int]]
+    dtypes: dict[str, str]
     grey: bool = True
 
 
 def flatten(parts: Sequence[Part], folder: Path, progress: Count) -> Flat:
     """Write `images.raw`, `features.raw`, `latents.raw` and `text.raw` (the encoding of "", then of each
     caption where it first occurs). Memory: one block, and the texts."""
-    flat = Flat([], [], [], {}, {})
+    flat = Flat([], [], [], {}, {}, {})
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for block in walk(parts):
             for name, rows in _rows(block, flat):
                 if name not in files:
                     files[name] = stack.enter_context((folder / f"{name}.raw").open("wb"))
-                    flat.shapes[name] = list(rows.shape[1:])
+                    flat.shapes[name], flat.dtypes[name] = list(rows.shape[1:]), rows.dtype.name
                 files[name].write(rows.tobytes())
             flat.captions.extend(block.captions)
             flat.names.extend(block.names)

@@ -10,7 +10,6 @@ The same source, options and identity give the same run id, on the same kind of 
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from paris_p2p.components.image import ImageEncoder
 from paris_p2p.components.text import TextEncoder
 from paris_p2p.components.tiny_clip import TinyClipConfig, embed_images, reproducible, train_tiny_clip
 from paris_p2p.components.tokenizer import Tokenizer
-from paris_p2p.data import cards, ingest, parts, shards
+from paris_p2p.data import cards, ingest, items, parts, shards
 from paris_p2p.data.blocks import Encoders
 from paris_p2p.data.cluster import Rows, coarse_clusters, fine_clusters, require_enough
 from paris_p2p.data.duplicates import listed, near_duplicates
@@ -37,7 +36,9 @@ from paris_p2p.data.options import (
     OnProgress,
     PrepareOptions,
     StageProgress,
+    allowed_variants,
     check_options,
+    check_variant_of,
     default_name,
     load_encoders,
 )
@@ -48,11 +49,9 @@ from paris_p2p.data.sources import Source, open_source
 from paris_p2p.data.stages import Stages, open_stages
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.durable import disk, write_atomic
-from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
     FORMAT,
-    Cluster,
     Latents,
     Manifest,
     Recipe,
@@ -184,6 +183,7 @@ class _Preparation:
     def run(self, read: Callable[[], Path], kept: Mapping[str, Any]) -> PrepareReport:
         """All stages. `read` is the first one's; `kept` as of `_kept`."""
         self.clusters = self.options.clusters or (4 if kept["kind"] == "digits" else 8)
+        check_variant_of(self.options, self.clusters)
         folder = read()
         data = ingest.load(folder)
         clip = TinyClipConfig(steps=self.options.clip_steps or (100 if data.side <= _SMALL_SIDE else 200))
@@ -193,11 +193,11 @@ class _Preparation:
         towers = self._clip(data, clip)
         self._embed(data, towers)
         clustered = self._cluster(data, self._features(data))
-        made = self._cards(data, self._features(data), clustered)
+        made = self._cards(data, self._features(data), clustered, self._kinds(recipe))
         sharded = self._shards(data, clustered.labels, *self._encode(data, towers, clip))
         places = {name: folder / COMPONENTS_NAME / name for name in COMPONENTS}
-        items = {name: place if place.is_dir() else towers / name for name, place in places.items()}
-        found = {name: item for name, item in items.items() if item.is_dir()}
+        either = {name: place if place.is_dir() else towers / name for name, place in places.items()}
+        found = {name: item for name, item in either.items() if item.is_dir()}
         name = self.options.name or str(kept["name"])
         return self._manifest(data, recipe, name, found, sharded, clustered, made)
 
@@ -209,7 +209,12 @@ class _Preparation:
             with _steady(self.options):
                 ingest.ingest(source, folder, self.options.side, self._counter("ingest"), encoders, scratch)
 
-        inputs = {"source": source.fingerprint, "side": self.options.side, **encoders.identity()}
+        inputs = {
+            "source": source.fingerprint,
+            "side": self.options.side,
+            "format": ingest.FORMAT,
+            **encoders.identity(),
+        }
         return self._stage("ingest", (), inputs, make)
 
     def join(self, found: Sequence[Part]) -> Path:
@@ -238,6 +243,11 @@ class _Preparation:
             seed=self.options.seed,
             latents=latents,
         )
+
+    def _kinds(self, recipe: Recipe) -> dict[int, tuple[str, ...]]:
+        """For each expert that may not be of every kind of the recipe the kinds that it may be."""
+        allowed = {n: allowed_variants(self.options, recipe, n) for n in range(self.clusters)}
+        return {n: tuple(recipe.experts[k].name for k in some) for n, some in allowed.items() if some}
 
     def _clip(self, data: Ingested, config: TinyClipConfig) -> Path:
         """Train the towers that no pretrained one stands in for. The folder holds `image_encoder`,
@@ -302,25 +312,29 @@ class _Preparation:
         return _Clustered(labels, repeats, mean, deviation)
 
     def _cards(
-        self, data: Ingested, features: NDArray[np.float32], clustered: "_Clustered"
+        self,
+        data: Ingested,
+        features: NDArray[np.float32],
+        clustered: "_Clustered",
+        kinds: Mapping[int, tuple[str, ...]],
     ) -> list[tuple[str, ...]]:
         """Write DIR/cards. Returns each cluster's words."""
 
         def make(folder: Path) -> None:
             rows = Rows(features, clustered.mean, clustered.deviation)
             made = cards.make_cards(rows, clustered.labels, data.captions, self.clusters)
-            cards.write_cards(folder, made, data.images, data.names)
+            cards.write_cards(folder, made, data.images, data.names, kinds)
             (folder / "words.json").write_text(json.dumps([one.words for one in made]), encoding="utf-8")
             self._counter("cards")(len(made), len(made))
 
-        folder = self._stage("cards", ("cluster",), {}, make)
+        folder = self._stage("cards", ("cluster",), {"kinds": sorted(kinds.items())}, make)
         shutil.rmtree(self.options.out / "cards", ignore_errors=True)
         shutil.copytree(folder, self.options.out / "cards", ignore=shutil.ignore_patterns("words.json"))
         return [tuple(words) for words in json.loads((folder / "words.json").read_text(encoding="utf-8"))]
 
     def _encode(
         self, data: Ingested, towers: Path, clip: TinyClipConfig
-    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+    ) -> tuple[shards.Floats, dict[str, int]]:
         """The encodings of "" and of all distinct captions, (1 + M, T, W), mapped; each one's row."""
         texts = ["", *sorted(set(data.captions))]
 
@@ -348,17 +362,17 @@ class _Preparation:
         self,
         data: Ingested,
         labels: NDArray[np.int64],
-        encodings: NDArray[np.float32],
+        encodings: shards.Floats,
         text_rows: dict[str, int],
     ) -> Path:
         def make(folder: Path) -> None:
             out = shards.held_out(data.names, labels, self.options.seed)
             report = self._counter("shards")
             for cluster in range(self.clusters):
-                for part, held in (("train", False), ("heldout", True)):
+                for part, held in zip(items.PARTS, (False, True), strict=True):
                     chosen = np.flatnonzero((labels == cluster) & (out == held))
                     shards.write_shard(
-                        folder / _shard_name(cluster, part),
+                        folder / items.shard_name(cluster, part),
                         cluster,
                         shards.pick_latents(data.latents, data.images, chosen),
                         [data.captions[index] for index in chosen],
@@ -368,7 +382,7 @@ class _Preparation:
                     )
                 report(cluster + 1, self.clusters)
             counts = [_counts(labels, out, cluster) for cluster in range(self.clusters)]
-            (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+            (folder / items.COUNTS_NAME).write_text(json.dumps(counts), encoding="utf-8")
 
         return self._stage("shards", ("cluster", "encode"), {"seed": self.options.seed}, make)
 
@@ -386,16 +400,21 @@ class _Preparation:
         began = clock.monotonic()
         out = self.options.out
         store = ContentStore(out / "store", clean=True)
-        recipe = self._with_initial(store, recipe)
+        recipe, self.initial = items.with_initial(store, recipe, self.add_initial, out)
         signed = sign_manifest(
             Manifest(
                 format=FORMAT,
                 name=name,
                 organiser=self.identity.node_id,
                 recipe=recipe,
-                clusters=self._add_clusters(store, folder),
+                clusters=items.add_clusters(
+                    store,
+                    folder,
+                    lambda cluster: allowed_variants(self.options, recipe, cluster),
+                    self._counter("manifest"),
+                ),
                 components={name: store.add(place) for name, place in components.items()},
-                lease=self.options.lease,
+                lease=self.options.lease_times,
                 replicas=self.options.replicas,
                 example_prompts=example_prompts(data.captions, self.options.seed),
                 restricted=self.options.restricted or bool(self.options.claimants),
@@ -404,30 +423,11 @@ class _Preparation:
             self.identity,
         )
         write_atomic(out / "manifest.paris", signed.data)
-        _keep_only(store, signed.manifest, store.add(out / "manifest.paris"))
+        items.keep_only(store, signed.manifest, store.add(out / "manifest.paris"))
         self.seconds["manifest"] = round(clock.monotonic() - began, 3)
         report = self._report(data, signed, clustered, words)
         write_atomic(out / "prepare.json", report_json(report))
         return report
-
-    def _with_initial(self, store: ContentStore, recipe: Recipe) -> Recipe:
-        """`recipe` with the items its experts start from, if they do not start from random weights."""
-        if self.add_initial is None:
-            return recipe
-        with tempfile.TemporaryDirectory(prefix=".initial-", dir=self.options.out) as scratch:
-            self.initial = self.add_initial(recipe, Path(scratch))
-            refs = [store.add(Path(scratch) / f"initial-{n}") for n in range(len(recipe.experts))]
-        pairs = zip(recipe.experts, refs, strict=True)
-        return replace(recipe, experts=tuple(replace(variant, initial=ref) for variant, ref in pairs))
-
-    def _add_clusters(self, store: ContentStore, folder: Path) -> tuple[Cluster, ...]:
-        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        clusters = []
-        for index, (images, heldout_images) in enumerate(counts):
-            train, heldout = (store.add(folder / _shard_name(index, part)) for part in ("train", "heldout"))
-            clusters.append(Cluster(index, images, heldout_images, train, heldout))
-            self._counter("manifest")(index + 1, len(counts))
-        return tuple(clusters)
 
     def _report(
         self,
@@ -438,12 +438,17 @@ class _Preparation:
     ) -> PrepareReport:
         repeats = clustered.repeats
         groups = tuple(listed(repeats, data.names))
+        kinds = self._kinds(signed.manifest.recipe)
         return PrepareReport(
             run_id=signed.run_id,
             manifest=self.options.out / "manifest.paris",
             clusters=tuple(
                 ClusterReport(
-                    one.index, one.images + one.heldout_images, one.heldout_images, words[one.index]
+                    one.index,
+                    one.images + one.heldout_images,
+                    one.heldout_images,
+                    words[one.index],
+                    kinds.get(one.index, ()),
                 )
                 for one in signed.manifest.clusters
             ),
@@ -476,22 +481,7 @@ class _Clustered:
     deviation: NDArray[np.float32]
 
 
-def _shard_name(cluster: int, part: str) -> str:
-    return f"cluster-{cluster:02d}-{part}"
-
-
 def _counts(labels: NDArray[np.int64], out: NDArray[np.bool_], cluster: int) -> tuple[int, int]:
     """Images to train on, and held out."""
     of_cluster = labels == cluster
     return int((of_cluster & ~out).sum()), int((of_cluster & out).sum())
-
-
-def _keep_only(store: ContentStore, manifest: Manifest, own: ContentRef) -> None:
-    """Drop what an earlier prepare with other options left: a publisher seeds all that is in the store."""
-    wanted = {own.info_hash, *(ref.info_hash for ref in manifest.components.values())}
-    wanted |= {one.initial.info_hash for one in manifest.recipe.experts if one.initial is not None}
-    for cluster in manifest.clusters:
-        wanted |= {cluster.train.info_hash, cluster.heldout.info_hash}
-    for ref in store.complete():
-        if ref.info_hash not in wanted:
-            store.remove(ref.info_hash)

@@ -20,12 +20,14 @@ MAX_EXAMPLE_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class ClusterReport:
-    """One cluster: `images` in all, `heldout_images` of them held out; the `words` that set it apart."""
+    """One cluster: `images` in all, `heldout_images` of them held out; the `words` that set it apart; the
+    `variants` its expert may be, where those are not all of the run's."""
 
     index: int
     images: int
     heldout_images: int
     words: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def report_json(report: PrepareReport) -> bytes:
                 "images": one.images,
                 "heldout_images": one.heldout_images,
                 "words": list(one.words),
+                **({"variants": list(one.variants)} if one.variants else {}),
             }
             for one in report.clusters
         ],

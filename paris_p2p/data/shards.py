@@ -4,9 +4,9 @@ Owns: the shard file's making (`shard.safetensors`, one a content item), row by 
 larger than memory; the held-out split. Does not own: reading shards (`diffusion`), which image is in which
 cluster (`cluster`).
 
-Tensors: `latents` F32 (N, C, S, S); `caption_index` I64 (N,); `captions` F32 (M, T, W), the encodings of the
-shard's M distinct captions; `uncond` F32 (T, W), the encoding of "". Metadata: `format`, `cluster`, and
-`captions`, a JSON list of the M captions.
+Tensors: `latents` (N, C, S, S); `caption_index` I64 (N,); `captions` (M, T, W), the encodings of the shard's
+M distinct captions; `uncond` (T, W), the encoding of "". Floats are F32, or F16 where pretrained encoders
+made them. Metadata: `format`, `cluster`, and `captions`, a JSON list of the M captions.
 """
 
 import hashlib
@@ -24,6 +24,8 @@ HELD_OUT_SHARE = 0.05
 CHUNK = 256  # rows in memory at once
 
 Array = NDArray[np.float32]
+Floats = NDArray[np.float32] | NDArray[np.float16]
+_KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "int64": ("I64", 8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,21 @@ class Picked:
 
     `rows`: (N,) of `array`; `shape`: of what `made` (by default nothing is made) leaves of them, (N, …)."""
 
-    array: NDArray[np.float32] | NDArray[np.uint8]
+    array: Floats | NDArray[np.uint8]
     rows: NDArray[np.int64]
     shape: tuple[int, ...]
     made: Callable[[NDArray[np.uint8]], Array] | None = None
 
-    def chunks(self) -> Iterator[Array]:
+    @property
+    def dtype(self) -> str:
+        """Of the chunks."""
+        return "float32" if self.made is not None else self.array.dtype.name
+
+    def chunks(self) -> Iterator[Floats]:
         """All of it in order, `CHUNK` rows at a time."""
         for start in range(0, len(self.rows), CHUNK):
             part = self.array[self.rows[start : start + CHUNK]]
-            yield np.ascontiguousarray(part if self.made is None else self.made(part), np.float32)  # type: ignore[arg-type]
+            yield np.ascontiguousarray(part if self.made is None else self.made(part), self.dtype)  # type: ignore[arg-type]
 
 
 def held_out(names: Sequence[str], labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -71,7 +78,7 @@ def pixel_latents(images: NDArray[np.uint8]) -> Array:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(127.5) - 1
 
 
-def pick_latents(latents: Array | None, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> Picked:
+def pick_latents(latents: Floats | None, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> Picked:
     """The `rows` of `latents`, or where there are none of the `images` (N, S, S, C), as pixel latents."""
     if latents is not None:
         return Picked(latents, rows, (len(rows), *latents.shape[1:]))
@@ -85,8 +92,8 @@ def write_shard(
     latents: Picked,
     captions: Sequence[str],
     caption_row: dict[str, int],
-    encodings: Array,
-    uncond: Array,
+    encodings: Floats,
+    uncond: Floats,
 ) -> None:
     """Write `folder`/shard.safetensors, byte for byte the same for the same input. Raises `OSError`.
 
@@ -99,10 +106,10 @@ def write_shard(
     rows = np.array([caption_row[caption] for caption in distinct], dtype=np.int64)
     encoded = Picked(encodings, rows, (len(rows), *encodings.shape[1:]))
     shapes = {
-        "caption_index": ("I64", index.shape),
-        "captions": ("F32", encoded.shape),
-        "latents": ("F32", latents.shape),
-        "uncond": ("F32", uncond.shape),
+        "caption_index": ("int64", index.shape),
+        "captions": (encoded.dtype, encoded.shape),
+        "latents": (latents.dtype, latents.shape),
+        "uncond": (uncond.dtype.name, uncond.shape),
     }
     metadata = {"format": FORMAT, "cluster": str(cluster), "captions": json.dumps(distinct)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +120,7 @@ def write_shard(
             file.write(chunk.tobytes())
         for chunk in latents.chunks():
             file.write(chunk.tobytes())
-        file.write(np.ascontiguousarray(uncond, np.float32).tobytes())
+        file.write(np.ascontiguousarray(uncond).tobytes())
 
 
 def _header(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
@@ -121,8 +128,9 @@ def _header(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, 
     order that changes from run to run, which would change the content id, and wants all tensors in memory."""
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
-    for name, (kind, shape) in shapes.items():
-        begin, end = end, end + int(np.prod(shape)) * (8 if kind == "I64" else 4)
+    for name, (dtype, shape) in shapes.items():
+        kind, size = _KINDS[dtype]
+        begin, end = end, end + int(np.prod(shape)) * size
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)

@@ -54,6 +54,8 @@ REPUBLISH_PERIOD_S = 120.0
 PING_PERIOD_S = 5.0
 HUNG_S = 20.0
 """A worker that does not answer for this long is killed: it hangs, or somebody stopped it."""
+DAEMON_HUNG_S = 15.0
+"""The same for p2pd, which its worker asks."""
 PEERS_PERIOD_S = 60.0
 """Known peers are written at most this often, and at the end."""
 KNOWN_AT_START = 32
@@ -333,6 +335,7 @@ class Dht:
             known=self._peers.candidates(clock.unix(), KNOWN_AT_START, self._rng),
             client_mode=self._client_mode,
             must_join=self._config.must_join and not self._joined.is_set(),
+            daemon_hung_s=DAEMON_HUNG_S,
         )
         try:
             with trio.fail_after(START_DEADLINE_S):

@@ -12,13 +12,16 @@ What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind
 - a search merges peers' answers into the local storage itself;
 - nothing bounds the number of keys or owners (a key whose records exceed 4 MiB reads as absent), of records
   or keys a request, of neighbours an answer;
-- storing counts as success when only the own replica took the record.
+- storing counts as success when only the own replica took the record;
+- a search puts the square root of its keys into a call: where nearly every node is asked for every key that
+  means several calls to each, and calls are what a small network spends its CPU on.
 """
 
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +49,16 @@ READ_BEAM = 10
 a smaller one as many as a bucket holds, so that nearly everyone is asked, wherever a record ended up."""
 SMALL = 40
 MAX_KEYS_A_FIND = 64
+ANSWER_BYTES = 1 << 20
+"""So much is asked for in one call, by what its keys held last time: a message may have 4 MiB, and what is
+larger reads as absent."""
+USUAL_BYTES = 8192
+UNANSWERED_BYTES = ANSWER_BYTES // 4
+"""What a key is taken to hold when nobody was asked yet, and when somebody did not answer: twice as much the
+next time, because the answer may have been too large."""
+NEIGHBOURS_BYTES = 2048
+"""What an answer says of a key's neighbours."""
+MAX_SIZES = 4096
 MAX_RECORDS_A_STORE = 1024
 """Signatures of one request are checked in one go: this many take a fifth of a second."""
 
@@ -67,6 +80,7 @@ class _Watch:
 
 
 _watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+_keys_a_call: ContextVar[int | None] = ContextVar("keys a call", default=None)
 
 
 class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no types
@@ -111,14 +125,59 @@ RecordProtocol.__name__ = DHTProtocol.__name__  # handlers are called `<class na
 vars(sys.modules[DHTNode.__module__])["DHTProtocol"] = RecordProtocol  # what `DHTNode.create` makes
 # a peer id writes itself in base 58 when made: for the neighbours in every answer that is 40 % of a search
 vars(sys.modules[DHTProtocol.__module__])["PeerID"] = functools.lru_cache(maxsize=16_384)(PeerID)
+_traverse_dht = vars(sys.modules[DHTNode.__module__])["traverse_dht"]
+
+
+async def _traverse_packed(*args: Any, queries_per_call: int, **kwargs: Any) -> Any:
+    """As upstream, with as many keys a call as `RecordNode._packing` says."""
+    return await _traverse_dht(*args, queries_per_call=_keys_a_call.get() or queries_per_call, **kwargs)
+
+
+vars(sys.modules[DHTNode.__module__])["traverse_dht"] = _traverse_packed
 
 
 class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
     """A DHT node that holds and believes checked records only. Made by `create_node`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sizes: dict[DHTID, int] = {}  # about the bytes of the largest answer about a key, lately
+
+    @property
+    def small(self) -> bool:
+        """Whether the network is so small that nearly everyone is asked for everything."""
+        return len(self.protocol.routing_table.uid_to_peer_id) <= SMALL
+
+    @contextmanager
+    def _packing(self, keys: Collection[bytes]) -> Iterator[None]:
+        """As many keys a call as their answers leave room for: of them all in a small network, of upstream's
+        square root in a larger one, where further keys would be asked of nodes far from them."""
+        per_call = self._per_call([DHTID.generate(key) for key in keys])
+        token = _keys_a_call.set(per_call if self.small else min(per_call, int(len(keys) ** 0.5)))
+        try:
+            yield
+        finally:
+            _keys_a_call.reset(token)
+
+    def _per_call(self, keys: Sequence[DHTID]) -> int:
+        largest = max(self._sizes.get(key, USUAL_BYTES) for key in keys) + NEIGHBOURS_BYTES
+        return max(1, min(ANSWER_BYTES // largest, MAX_KEYS_A_FIND))
+
+    def _note_sizes(self, keys: Collection[DHTID], response: Any) -> None:
+        """How much is said of each key."""
+        for key in keys:
+            known = self._sizes.pop(key, 0)
+            if response and key in response:
+                self._sizes[key] = max(known - known // 16, _size(response[key][0]))
+            else:
+                self._sizes[key] = min(max(2 * known, UNANSWERED_BYTES), ANSWER_BYTES)
+        while len(self._sizes) > MAX_SIZES:
+            del self._sizes[next(iter(self._sizes))]
+
     async def _call_find_with_blacklist(self, peer_id: PeerID, keys: Collection[DHTID]) -> Any:
         """As upstream, with each answer rebuilt from its checked records and their own expirations."""
         response = await super()._call_find_with_blacklist(peer_id, keys)
+        self._note_sizes(keys, response)
         if not response:
             return response
         watch = _watch.get()
@@ -139,9 +198,10 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         watch = _Watch()
         token = _watch.set(watch)
         try:
-            stored = await self.store_many(
-                keys, values, expirations, subkeys=subkeys, exclude_self=exclude_self
-            )
+            with self._packing(keys):
+                stored = await self.store_many(
+                    keys, values, expirations, subkeys=subkeys, exclude_self=exclude_self
+                )
         finally:
             _watch.reset(token)
         return [
@@ -152,13 +212,13 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
     async def search(self, keys: Sequence[bytes]) -> "dict[bytes, asyncio.Future[Any]]":
         """Start reading distinct keys: for each the future of {subkey: value with expiration}, with what
         every node that should know it told, or of None. Cancelling one ends the search for that key."""
-        small = len(self.protocol.routing_table.uid_to_peer_id) <= SMALL
-        searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
-            keys,
-            sufficient_expiration_time=float("inf"),  # else the first answer would do
-            return_futures=True,
-            beam_size=BUCKET_SIZE if small else READ_BEAM,
-        )
+        with self._packing(keys):
+            searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
+                keys,
+                sufficient_expiration_time=float("inf"),  # else the first answer would do
+                return_futures=True,
+                beam_size=BUCKET_SIZE if self.small else READ_BEAM,
+            )
         return searches
 
     async def look_through(
@@ -227,6 +287,13 @@ def prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
         for subkey, item in fresh.value.items():
             records.store(subkey, item.value, item.expiration_time)
     return True
+
+
+def _size(found: Any) -> int:
+    """Bytes of the values in a peer's answer about one key, roughly."""
+    if found is None or not isinstance(found.value, DictionaryDHTValue):
+        return 0
+    return sum(len(item.value) + 64 for _, item in found.value.items())
 
 
 def believe(found: Any) -> Any:

@@ -54,7 +54,8 @@ class Notice:
 @dataclass(frozen=True, slots=True)
 class StartMessage:
     """`must_join`: fail when no node can be joined (the first start; a restart keeps trying). `known`:
-    addresses of peers that answered in earlier times, tried when bootstrap nodes keep us waiting."""
+    addresses of peers that answered in earlier times, tried when bootstrap nodes keep us waiting.
+    `daemon_hung_s`: a p2pd that does not answer for so long hangs."""
 
     folder: str
     key_path: str
@@ -64,6 +65,7 @@ class StartMessage:
     known: list[str]
     client_mode: bool
     must_join: bool
+    daemon_hung_s: float
 
     def message(self) -> dict[str, Any]:
         """As it is sent."""

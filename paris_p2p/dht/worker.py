@@ -39,8 +39,6 @@ from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from paris_p2p.dht.hardened import RecordNode, create_node  # noqa: E402
 from paris_p2p.dht.membership import Membership  # noqa: E402
 
-DAEMON_HUNG_S = 15.0
-_DAEMON_PERIOD_S = 5.0
 _CLEANUP_S = 5
 _RECEIVE_BYTES = 65_536
 _TELLING = tuple(record_key(kind, b"") for kind in ("run", "claim", "member"))
@@ -118,10 +116,11 @@ class DhtWorker:
 
     async def daemon_hangs(self) -> None:
         """Return when p2pd stops answering: one that is stopped or stuck does not end by itself."""
+        hung_s = self._start.daemon_hung_s
         while True:
-            await asyncio.sleep(_DAEMON_PERIOD_S)
+            await asyncio.sleep(hung_s / 3)
             try:
-                await asyncio.wait_for(self.addresses(), DAEMON_HUNG_S)
+                await asyncio.wait_for(self._p2p.list_peers(), hung_s)
             except (TimeoutError, OSError, P2PDaemonError, ControlFailure, asyncio.IncompleteReadError):
                 return
 
@@ -273,7 +272,7 @@ async def _serve(worker: DhtWorker, start: StartMessage, daemon: P2pd, parent: P
             print(f"p2pd ended with status {died.result()}", file=sys.stderr)
             return DAEMON_DIED_STATUS
         if hung.done():
-            print(f"p2pd has not answered for {DAEMON_HUNG_S:.0f} s", file=sys.stderr)
+            print(f"p2pd has not answered for {start.daemon_hung_s:.0f} s", file=sys.stderr)
             return DAEMON_DIED_STATUS
         return serving.result()
     finally:

@@ -1,17 +1,19 @@
 """Which device a trainer computes on, and in which precision.
 
-Owns: choosing and checking devices, Accelerate's set-up. Does not own: several processes of one role
-(`ranks`), memory (`memory`).
+Owns: choosing and checking devices, the precision that pays there, Accelerate's set-up. Does not own: several
+processes of one role (`ranks`), memory (`memory`).
 """
 
 import re
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from paris_p2p.errors import ConfigError
 
 _SEVERAL = re.compile(r"(?:cuda|cpu):x([2-9]|[1-9][0-9])")
+PRECISIONS = ("fp32", "bf16")
 _CUDA_INDEX = re.compile(r"cuda:(0|[1-9][0-9]{0,2})")
 
 
@@ -48,13 +50,33 @@ def processes(wanted: str) -> int:
     return int(several[1]) if several else 1
 
 
-def accelerator_for(device: str, precision: str) -> Accelerator:
-    """The accelerator for device `device`, in the recipe's `precision` where that gains. `ConfigError`."""
+def accelerator_for(device: str) -> Accelerator:
+    """The accelerator for device `device`. `ConfigError`.
+
+    Precision is not its matter: Accelerate allows one for all of a process, and trainers of several roles may
+    live in one."""
     picked = pick_device(device)
     if picked.startswith("cuda:"):
         torch.cuda.set_device(picked)  # Accelerate takes the current one
-    mixed = "bf16" if precision == "bf16" and gains_from_bf16(picked) else "no"
-    return Accelerator(cpu=picked == "cpu", mixed_precision=mixed)
+    return Accelerator(cpu=picked == "cpu", mixed_precision="no")
+
+
+def precision_for(device: str, recipe: str, forced: str | None = None) -> str:
+    """What to compute in, `fp32` or `bf16` (autocast): the `recipe`'s where `device` gains from it, else
+    `fp32`; `forced`, if it is given, whatever the device gains. Raises `ConfigError`."""
+    if forced is not None and forced not in PRECISIONS:
+        raise ConfigError(f"there is no precision {forced!r}; there are: {', '.join(PRECISIONS)}")
+    fitting = recipe if recipe != "bf16" or gains_from_bf16(pick_device(device)) else "fp32"
+    return fitting if forced is None else forced
+
+
+def compile_or_not(network: nn.Module) -> None:
+    """Compile `network` in place at its first call, where that works: a volunteer's machine without a C
+    compiler, or with a GPU that Triton does not know, trains it as it is."""
+    import torch._dynamo  # here: it takes seconds, and most trainings are not compiled
+
+    torch._dynamo.config.suppress_errors = True
+    network.compile()
 
 
 def gains_from_bf16(device: str) -> bool:

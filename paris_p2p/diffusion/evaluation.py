@@ -33,11 +33,13 @@ GRID_IMAGES = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RealImages:
-    """images: (N, C, S, S) in [-1, 1]; captions and clusters: one each."""
+    """images: (N, C, S, S) in [-1, 1]; captions and clusters: one each. `kinds`: what each image is of, one
+    each, where captions say more than that (names of things, say); empty: its caption."""
 
     images: Tensor
     captions: tuple[str, ...]
     clusters: tuple[int, ...]
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,8 +69,8 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came of one contender. `fidelity`: the share of images that the feature network reads as the
-    caption asked for; None when it knows no captions."""
+    """What came of one contender. `fidelity`: the share of images that the feature network reads as what the
+    prompt asked for; None when it does not know such labels."""
 
     name: str
     frechet_distance: float
@@ -90,7 +92,7 @@ def real_images(
         texts = _texts(folder, len(shard.captions))
         captions += [texts[index] for index in shard.caption_index.tolist()]
         clusters += [shard.cluster] * len(shard)
-        latents = shard.latents.clone()
+        latents = shard.latents.to(torch.float32, copy=True)
         images.append(latents if decode is None else torch.cat([decode(p) for p in torch.split(latents, 16)]))
     return RealImages(torch.cat(images), tuple(captions), tuple(clusters))
 
@@ -107,9 +109,14 @@ def _texts(folder: Path, count: int) -> list[str]:
 
 def prompts_for(real: RealImages, asked: Asked) -> list[str]:
     """The captions of randomly drawn real images, so that prompts are as frequent as in the data."""
+    return [real.captions[index] for index in drawn(real, asked)]
+
+
+def drawn(real: RealImages, asked: Asked) -> list[int]:
+    """Which real images lend their captions as prompts."""
     generator = stream(asked.seed, "evaluation", "prompts")
-    chosen = torch.randint(len(real), (asked.samples,), generator=generator)
-    return [real.captions[index] for index in chosen.tolist()]
+    indices: list[int] = torch.randint(len(real), (asked.samples,), generator=generator).tolist()
+    return indices
 
 
 def generate(
@@ -171,7 +178,7 @@ def evaluate(
         frechet_distance(real_features, features),
         precision,
         recall,
-        _fidelity(network, images, prompts),
+        _fidelity(network, images, [(real.kinds or real.captions)[index] for index in drawn(real, asked)]),
         round(clock.monotonic() - began, 1),
     )
     return score, images
@@ -181,13 +188,11 @@ def _some(rows: NDArray[np.float64], most: int, rng: np.random.Generator) -> NDA
     return rows if len(rows) <= most else rows[rng.choice(len(rows), most, replace=False)]
 
 
-def _fidelity(network: FeatureNetwork, images: Tensor, prompts: Sequence[str]) -> float | None:
-    if network.classify is None or not set(prompts) <= set(network.labels):
+def _fidelity(network: FeatureNetwork, images: Tensor, wanted: Sequence[str]) -> float | None:
+    if network.classify is None or not set(wanted) <= set(network.labels):
         return None
     read = network.classify(images)
-    return float(
-        np.mean([network.labels[label] == prompt for label, prompt in zip(read, prompts, strict=True)])
-    )
+    return float(np.mean([network.labels[label] == kind for label, kind in zip(read, wanted, strict=True)]))
 
 
 def floor(real_features: NDArray[np.float64], samples: int, seed: int) -> float:
@@ -233,6 +238,8 @@ class Report:
                 f"| {score.name} | {score.frechet_distance:.2f} | {score.precision:.3f} | "
                 f"{score.recall:.3f} | {fidelity} |"
             )
+        if any(score.fidelity is None for score in self.scores):
+            lines += ["", "No prompt fidelity: the feature network does not know the prompts as labels."]
         return "\n".join(lines) + "\n"
 
 

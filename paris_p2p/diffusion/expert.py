@@ -7,8 +7,12 @@ Owns: building it, its zero initialisation, calling it with t in [0, 1]. Does no
 from typing import Any
 
 import torch
-from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
+
+from paris_p2p.diffusion.deferred import defer
+
+defer("diffusers.models.transformers")
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel  # noqa: E402
 
 MODEL_CLASS = "PixArtTransformer2DModel"
 TIMESTEP_SCALE = 1000.0

@@ -106,10 +106,12 @@ def train_features(
     folder: Path,
     *,
     seed: int,
+    of: str = "",
     config: TrainingConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FeatureNetwork:
-    """Train the small network on real `images` (N, C, S, S) in [-1, 1] and keep it in `folder`.
+    """Train the small network on real `images` (N, C, S, S) in [-1, 1] and keep it in `folder`, for
+    `kept_features` to find it by `of`.
 
     A random tenth is held out for `accuracy`. The same arguments give the same network on one kind of CPU.
     """
@@ -130,6 +132,7 @@ def train_features(
         "labels": list(names),
         "accuracy": accuracy,
         "seed": seed,
+        "of": of,
         **asdict(config),
     }
     save_file(network.state_dict(), folder / FILE_NAME, {"network": json.dumps(described)})
@@ -175,6 +178,19 @@ def _wrapped(network: SmallNetwork, names: tuple[str, ...], accuracy: float) -> 
 
 def load_features(folder: Path) -> FeatureNetwork:
     """The network that `train_features` left in `folder`. Raises `ConfigError`."""
+    return _read(folder)[0]
+
+
+def kept_features(folder: Path, of: str) -> FeatureNetwork | None:
+    """The network in `folder` if it was trained there for the same `of`. Raises `ConfigError` for a damaged
+    file."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    network, was_of = _read(folder)
+    return network if was_of == of else None
+
+
+def _read(folder: Path) -> tuple[FeatureNetwork, str]:
     path = folder / FILE_NAME
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -183,10 +199,10 @@ def load_features(folder: Path) -> FeatureNetwork:
         names = tuple(str(name) for name in described["labels"])
         network = SmallNetwork(int(described["channels"]), int(described["width"]), len(names))
         network.load_state_dict(tensors)
-        accuracy = float(described["accuracy"])
+        accuracy, of = float(described["accuracy"]), str(described.get("of", ""))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{path} holds no feature network that evaluate trained: {error}") from None
-    return _wrapped(network.eval(), names, accuracy)
+    return _wrapped(network.eval(), names, accuracy), of
 
 
 def pretrained_features(name: str) -> FeatureNetwork:

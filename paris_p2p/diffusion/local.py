@@ -64,13 +64,16 @@ def train(
     *,
     variant: int = 0,
     device: str = "auto",
+    initial: Path | None = None,
     on_step: OnStep = lambda done, total, loss: None,
 ) -> Trained:
     """Train `role` to the recipe's last step, going on from what an earlier call left in `work`.
 
+    `initial`: the folder of weights to start from, instead of random ones.
+
     Raises `TrainingError` (a loss that is not finite, memory), `ConfigError`, `StoreError`.
     """
-    trainer = Trainer(recipe, role, variant, train_data, heldout, device)
+    trainer = Trainer(recipe, role, variant, train_data, heldout, device, initial)
     newest = work / "checkpoint"
     if newest.is_dir():
         load_resume(trainer, newest / "resume", _step_of(newest / "resume"))

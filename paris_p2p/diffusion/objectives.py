@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
 DDPM_STEPS = 1000
@@ -21,10 +20,9 @@ SMALLEST_SIGNAL = 1e-3
 
 def sample_timesteps(sampling: str, count: int, generator: torch.Generator) -> Tensor:
     """t: (count,) in (0, 1): `logit_normal` (sigmoid of a normal, Esser et al. 2024) or `uniform`."""
-    t: Tensor = compute_density_for_timestep_sampling(
-        sampling, count, logit_mean=0.0, logit_std=1.0, generator=generator
-    )
-    return t
+    if sampling == "logit_normal":
+        return torch.normal(0.0, 1.0, (count,), generator=generator).sigmoid()
+    return torch.rand(count, generator=generator)
 
 
 def noised(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 Owns: loading and checking `shard.safetensors`, gathering batches over several shards, the deterministic data
 order. Does not own: making shards (`data`), fetching them (`net`), noise and dropout (`training`).
 
-A shard's tensors: `latents` F32 (N, C, S, S); `caption_index` I64 (N,); `captions` F32 (M, T, W), the
-encodings of its M distinct captions; `uncond` F32 (T, W), the encoding of "". Metadata: `format`, `cluster`,
-`captions`. The tensors are memory-mapped: only the rows of a batch are read.
+A shard's tensors: `latents` (N, C, S, S); `caption_index` I64 (N,); `captions` (M, T, W), the encodings of
+its M distinct captions; `uncond` (T, W), the encoding of "". Floats are F32 or F16 (a batch's latents F32).
+Metadata: `format`, `cluster`, `captions`. The tensors are memory-mapped: only the rows of a batch are read.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,12 @@ from paris_p2p.wire.manifest import Recipe
 
 FORMAT = "1"
 FILE_NAME = "shard.safetensors"
+_FLOATS = (torch.float32, torch.float16)
 _DTYPES = {
-    "latents": torch.float32,
-    "caption_index": torch.int64,
-    "captions": torch.float32,
-    "uncond": torch.float32,
+    "latents": _FLOATS,
+    "caption_index": (torch.int64,),
+    "captions": _FLOATS,
+    "uncond": _FLOATS,
 }
 
 
@@ -47,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """latents: (B, C, S, S); text: (B, T, W); uncond: (T, W); cluster: (B,) int64."""
+    """latents: (B, C, S, S) F32; text: (B, T, W) and uncond: (T, W), both F32 or F16; cluster: (B,) int64."""
 
     latents: Tensor
     text: Tensor
@@ -55,7 +56,9 @@ class Batch:
     cluster: Tensor
 
     def rows(self, rows: Tensor) -> "Batch":
-        """Some of its images: (M,) indices below B."""
+        """Some of its images: (M,) rising indices below B."""
+        if len(rows) == len(self.latents):
+            return self  # text is large: not copied for nothing
         return Batch(self.latents[rows], self.text[rows], self.uncond, self.cluster[rows])
 
 
@@ -93,10 +96,10 @@ def _check(path: Path, tensors: dict[str, Tensor], recipe: Recipe) -> None:
     }
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != _DTYPES[name]:
+        if tuple(tensor.shape) != shape or tensor.dtype not in _DTYPES[name]:
             raise ConfigError(
                 f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"the recipe wants {_DTYPES[name]} {shape}"
+                f"the recipe wants {' or '.join(map(str, _DTYPES[name]))} {shape}"
             )
     if images == 0:
         raise ConfigError(f"{path} holds no image")
@@ -118,18 +121,22 @@ class Examples:
         return int(self.starts[-1])
 
     def gather(self, indices: Tensor) -> Batch:
-        """The images numbered `indices`: (B,), each 0 <= i < len."""
-        owner = torch.searchsorted(self.starts, indices, right=True) - 1  # (B,)
+        """The images numbered `indices`: (B,), each 0 <= i < len. The tensors are the caller's to change."""
         first = self.shards[0]
+        if len(self.shards) == 1:
+            text = first.captions[first.caption_index[indices]]
+            cluster = torch.full((len(indices),), first.cluster)
+            return Batch(first.latents[indices].float(), text, first.uncond.to(text.dtype), cluster)
+        owner = torch.searchsorted(self.starts, indices, right=True) - 1  # (B,)
         latents = torch.empty(len(indices), *first.latents.shape[1:])  # (B, C, S, S)
         text = torch.empty(len(indices), *first.uncond.shape)  # (B, T, W)
         for number in torch.unique(owner).tolist():
             shard, rows = self.shards[number], owner == number
             local = indices[rows] - self.starts[number]
-            latents[rows] = shard.latents[local]
-            text[rows] = shard.captions[shard.caption_index[local]]
+            latents[rows] = shard.latents[local].float()
+            text[rows] = shard.captions[shard.caption_index[local]].float()
         clusters = torch.tensor([shard.cluster for shard in self.shards])
-        return Batch(latents, text, first.uncond, clusters[owner])
+        return Batch(latents, text, first.uncond.float(), clusters[owner])
 
 
 def batch_indices(seed: int, role: str, images: int, step: int, batch_size: int) -> Tensor:

@@ -28,7 +28,7 @@ from paris_p2p.workers.child import ParentLink
 
 if TYPE_CHECKING:
     from paris_p2p.diffusion.training import Trainer
-    from paris_p2p.wire.manifest import Recipe
+    from paris_p2p.wire.manifest import Manifest
 
 REPORT_INTERVAL_S = 0.25
 
@@ -48,7 +48,7 @@ class Start:
     """The parent's first message. `shards`: (cluster, folder of the train shard, of the held-out one).
 
     `resume_step`: the step the signed statement of `resume` names, if the parent says it. `variant`: None
-    to take the first one of the recipe that fits into the device's memory. `attempt`: 0, or how often
+    to take the first one the role may be that fits into the device's memory. `attempt`: 0, or how often
     training from here came to a loss that was not finite, to take another path this time. `resume_loss`: the
     held-out loss that the statement of `resume` names, if the parent says it. `initial`: for each variant of
     the recipe the folder of the weights it starts from, if it names some."""
@@ -114,15 +114,15 @@ def run(start: Start, link: Link, message: dict[str, Any] | None = None) -> None
 
     with further_ranks(processes(start.device), message or {}):
         trainer = make_trainer(start)
-        recipe = read_recipe(start.manifest)
+        recipe = read_manifest(start.manifest).recipe
         Session(trainer, link, start.out, recipe.checkpoint_interval_steps).run()
 
 
-def read_recipe(path: Path) -> "Recipe":
-    """The recipe of the manifest in the file `path`."""
+def read_manifest(path: Path) -> "Manifest":
+    """The manifest in the file `path`."""
     from paris_p2p.wire.manifest import check_manifest
 
-    return check_manifest(path.read_bytes()).manifest.recipe
+    return check_manifest(path.read_bytes()).manifest
 
 
 def make_trainer(start: Start) -> "Trainer":
@@ -134,8 +134,10 @@ def make_trainer(start: Start) -> "Trainer":
     from paris_p2p.diffusion.training import Trainer, fitting_variant
 
     torch.set_num_threads(max(1, start.threads))
-    recipe = read_recipe(start.manifest)
-    variant = fitting_variant(recipe, start.role, start.device) if start.variant is None else start.variant
+    manifest = read_manifest(start.manifest)
+    recipe, variant = manifest.recipe, start.variant
+    if variant is None:
+        variant = fitting_variant(recipe, start.role, start.device, manifest.variants(start.role))
     train = Examples([load_shard(folder, recipe, cluster) for cluster, folder, _ in start.shards])
     heldout = Examples([load_shard(folder, recipe, cluster) for cluster, _, folder in start.shards])
     initial = start.initial[variant] if start.initial and start.resume is None else None

@@ -14,17 +14,19 @@ from the step. (Where memory is short, another micro-batch may be chosen after a
 
 import logging
 import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from paris_p2p.diffusion import memory, networks, objectives
-from paris_p2p.diffusion.devices import accelerator_for, pick_device
+from paris_p2p.diffusion.devices import accelerator_for, compile_or_not, pick_device, precision_for
+from paris_p2p.diffusion.ema import WeightAverage
 from paris_p2p.diffusion.expert import predict
 from paris_p2p.diffusion.seeds import stream
 from paris_p2p.diffusion.shards import Batch, Examples, batch_indices
@@ -93,14 +95,17 @@ class Trainer:
         heldout: Examples,
         device: str = "auto",
         initial: Path | None = None,
+        precision: str | None = None,
     ) -> None:
-        """`initial`: the folder of the weights to start from, where the recipe names some."""
+        """`initial`: the folder of the weights to start from, where the recipe names some. `precision`: to
+        compute in this one (`fp32`, `bf16`), not in the recipe's where the device gains from it."""
         self.plan = plan(recipe, role, variant)
         self.train_data, self.heldout_data = train, heldout
         self.step = 0
         self._recipe = recipe
         training = self.plan.training
-        self.accelerator = accelerator_for(device, training.precision)
+        self.accelerator = accelerator_for(device)
+        self.precision = precision_for(device, training.precision, precision)  # what is computed in
         architecture = recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
         self.model = networks.build(architecture, training.seed, role, "weights", initial=initial)
         self.model.to(self.accelerator.device)
@@ -111,11 +116,13 @@ class Trainer:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.ema = EMAModel(self.model.parameters(), decay=training.ema_decay, foreach=True)
+        self.ema = WeightAverage(self.model.parameters(), training.ema_decay)
         self.generator = stream(training.seed, role, "noise")
+        self._reader = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
+        self._ahead: tuple[int, Future[Batch]] | None = None
         self._use(self._memory_plan(architecture))
         if self.device.type == "cuda" and training.steps >= COMPILE_FROM_STEPS:
-            self.model.compile()
+            compile_or_not(self.model)
 
     def _memory_plan(self, architecture: Architecture) -> memory.StepPlan:
         """What fits into the device's free memory now."""
@@ -127,11 +134,6 @@ class Trainer:
         self.memory_plan = plan
         if plan.checkpointing:
             self.model.enable_gradient_checkpointing()  # type: ignore[operator]  # ModelMixin's, untyped
-
-    @property
-    def precision(self) -> str:
-        """What the device computes in: `fp32` or `bf16` (autocast)."""
-        return "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -151,11 +153,9 @@ class Trainer:
         result is the same up to rounding. Raises `TrainingError` of kind `oom` when nothing can shrink.
         """
         training = self.plan.training
-        indices = batch_indices(
-            training.seed, self.plan.role, len(self.train_data), self.step, training.batch_size
-        )
-        batch = drop_captions(self.train_data.gather(indices), training.caption_dropout, self.generator)
-        t = objectives.sample_timesteps(training.timestep_sampling, len(indices), self.generator)
+        batch = self._next_batch()
+        drop_captions(batch, training.caption_dropout, self.generator)
+        t = objectives.sample_timesteps(training.timestep_sampling, training.batch_size, self.generator)
         eps = torch.randn(batch.latents.shape, generator=self.generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step)
@@ -167,6 +167,27 @@ class Trainer:
         self.ema.step(self.model.parameters())
         self.step += 1
         return loss
+
+    def _next_batch(self) -> Batch:
+        """This step's images. While a GPU computes, a thread gathers the next step's: it is a matter of the
+        step's number only."""
+        if self._reader is None:
+            return self._gathered(self.step)
+        ahead, self._ahead = self._ahead, None
+        known = ahead is not None and ahead[0] == self.step
+        batch = ahead[1].result() if ahead is not None and known else self._gathered(self.step)
+        self._ahead = (self.step + 1, self._reader.submit(self._gathered, self.step + 1))
+        return batch
+
+    def _gathered(self, step: int) -> Batch:
+        training = self.plan.training
+        indices = batch_indices(
+            training.seed, self.plan.role, len(self.train_data), step, training.batch_size
+        )
+        batch = self.train_data.gather(indices)
+        if self.device.type != "cuda":
+            return batch
+        return replace(batch, latents=batch.latents.pin_memory(), text=batch.text.pin_memory())
 
     def _gradients(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
         """Leave the whole batch's gradients in the parameters; its loss."""
@@ -236,13 +257,11 @@ class Trainer:
 
     def losses(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
         """The loss of every example, (B,): mean squared error of the objective's target, or cross-entropy."""
-        x0, text, t, eps = (part.to(self.device) for part in (batch.latents, batch.text, t, eps))
+        x0, text, t, eps = (self._sent(part).float() for part in (batch.latents, batch.text, t, eps))
         with self._autocast():
             if self.plan.objective == "routing":
                 logits = self.model(objectives.noised(x0, eps, t), t, text if self.plan.reads_text else None)
-                return functional.cross_entropy(
-                    logits.float(), batch.cluster.to(self.device), reduction="none"
-                )
+                return functional.cross_entropy(logits.float(), self._sent(batch.cluster), reduction="none")
             if self.plan.objective == "ddpm":
                 steps = (t * objectives.DDPM_STEPS).long().clamp(max=objectives.DDPM_STEPS - 1)
                 x = objectives.ddpm_noised(x0, eps, steps)
@@ -252,9 +271,15 @@ class Trainer:
                 output, target = predict(self.model, x, t, text), objectives.velocity(x0, eps)
         return (output.float() - target).square().flatten(1).mean(1)
 
+    def _sent(self, part: Tensor) -> Tensor:
+        """`part` on the device. From pinned memory, so that the CPU does not wait for the steps before and
+        has the next batch ready when the GPU is done with this one."""
+        if self.device.type != "cuda":
+            return part.to(self.device)
+        return (part if part.is_pinned() else part.pin_memory()).to(self.device, non_blocking=True)
+
     def _autocast(self) -> AbstractContextManager[None]:
-        context: AbstractContextManager[None] = self.accelerator.autocast()
-        return context
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @torch.no_grad()
     def heldout_loss(self) -> float:
@@ -262,17 +287,15 @@ class Trainer:
         generator = stream(self.plan.training.seed, self.plan.role, "heldout")
         indices = torch.arange(HELDOUT_SAMPLES) % len(self.heldout_data)
         t = (torch.randperm(HELDOUT_SAMPLES, generator=generator) + 0.5) / HELDOUT_SAMPLES
-        self.ema.store(self.model.parameters())
-        self.ema.copy_to(self.model.parameters())
         self.model.eval()
         total = 0.0
-        for rows in torch.split(
-            torch.arange(HELDOUT_SAMPLES), min(MICRO_BATCH, self.memory_plan.micro_batch)
-        ):
-            batch = self.heldout_data.gather(indices[rows])
-            eps = torch.randn(batch.latents.shape, generator=generator)
-            total += float(self.losses(batch, t[rows], eps).sum())
-        self.ema.restore(self.model.parameters())
+        with self.ema.applied(self.model.parameters()):
+            for rows in torch.split(
+                torch.arange(HELDOUT_SAMPLES), min(MICRO_BATCH, self.memory_plan.micro_batch)
+            ):
+                batch = self.heldout_data.gather(indices[rows])
+                eps = torch.randn(batch.latents.shape, generator=generator)
+                total += float(self.losses(batch, t[rows], eps).sum())
         return total / HELDOUT_SAMPLES
 
 
@@ -291,27 +314,39 @@ def step_memory(architecture: Architecture, plan: Plan, recipe: Recipe, precisio
     return memory.measure(lambda: networks.construct(architecture), forward, bf16=precision == "bf16")
 
 
-def fitting_variant(recipe: Recipe, role: Role, device: str) -> int:
-    """The first variant that `device` has the memory to train; the smallest one when none fits."""
-    if role == ROUTER or len(recipe.experts) == 1:
-        return 0
-    free = memory.free_bytes(torch.device(pick_device(device)))
-    needs = []
-    for number, variant in enumerate(recipe.experts):
-        need = step_memory(variant.architecture, plan(recipe, role, number), recipe, "fp32")
-        # weights and their average are not allocated yet; one image at a time is the least there is
-        least = need.fixed * 5 // 3 + need.per_image_checkpointed
-        if least <= free * memory.SHARE:
+def least_bytes(recipe: Recipe, role: Role, variant: int) -> int:
+    """The least memory `role` can be trained in as `variant`: one image at a time, activations computed
+    twice."""
+    chosen = plan(recipe, role, variant)
+    architecture = recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
+    need = step_memory(architecture, chosen, recipe, "fp32")
+    return need.fixed * 5 // 3 + need.per_image_checkpointed  # weights and their average come to the fixed
+
+
+def room(device: str) -> int:
+    """Bytes that training may take on `device` now. Raises `ConfigError`."""
+    return int(memory.free_bytes(torch.device(pick_device(device))) * memory.SHARE)
+
+
+def fitting_variant(recipe: Recipe, role: Role, device: str, allowed: Sequence[int]) -> int:
+    """The first of the `allowed` variants that `device` has the memory to train; the smallest one when none
+    fits."""
+    if len(allowed) == 1:
+        return allowed[0]
+    free, needs = room(device), []
+    for number in allowed:
+        least = least_bytes(recipe, role, number)
+        if least <= free:
             return number
         needs.append((least, number))
     return min(needs)[1]
 
 
-def drop_captions(batch: Batch, share: float, generator: torch.Generator) -> Batch:
-    """`batch` with a random `share` of its captions replaced by the encoding of the empty one."""
+def drop_captions(batch: Batch, share: float, generator: torch.Generator) -> None:
+    """Replace a random `share` of the batch's captions by the encoding of the empty one, in place: a copy of
+    them would be as large as the step's whole reading."""
     dropped = torch.rand(len(batch.latents), generator=generator) < share  # (B,)
-    text = torch.where(dropped[:, None, None], batch.uncond, batch.text)  # (B, T, W)
-    return Batch(batch.latents, text, batch.uncond, batch.cluster)
+    batch.text[dropped] = batch.uncond.to(batch.text.dtype)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,9 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from paris_p2p.errors import ConfigError, NetworkError
+from paris_p2p.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,12 @@ def is_tls(text: str) -> bool:
     """Whether a multiaddr is dialled by TLS directly."""
     endpoint = parse_endpoint(text)
     return endpoint is not None and endpoint.tls
+
+
+def is_loopback(text: str) -> bool:
+    """Whether a multiaddr leads to the machine itself."""
+    endpoint = parse_endpoint(text)
+    return endpoint is not None and ipaddress.ip_address(endpoint.host).is_loopback
 
 
 def listen_endpoint(text: str) -> Endpoint:

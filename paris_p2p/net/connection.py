@@ -35,6 +35,7 @@ DIRECT_LIMITS = Limits()
 MUXED_LIMITS = Limits(max_block=1 << 18)  # on a slow path a larger one would hold up what follows it
 BLOCK_STEPS = ((40e6, 1 << 20), (8e6, 1 << 18))
 """(bytes per second, bytes of a block): at these rates a larger block does not hold up what follows it."""
+GATHER_S = 0.05  # of the peer's rate, of a block that has begun: to be woken for less is not worth it
 FEED_BYTES = 64 * 1024  # decoded at once: what a flood of messages without meaning can hold us up for
 EVENTS_AT_ONCE = 64  # then other tasks have their turn
 MAX_TEXT_CHARS = 200  # of what a stranger says, in our logs and messages
@@ -59,7 +60,7 @@ class Owner(Protocol):
     async def may_upload(self, connection: "Connection") -> None:
         """Waits until the upload limits let something pass."""
 
-    async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]: ...
+    async def read_blocks(self, requests: Sequence[m.Request]) -> Sequence[Buffer]: ...
 
     def uploaded(self, connection: "Connection", piece: PieceIndex, count: int) -> None:
         """`count` bytes of `piece` are on their way to the peer."""
@@ -89,6 +90,7 @@ class Connection:
         self.known_peers: set[NodeId] = set()  # told to this peer by peer exchange
         self.failure: ParisError | None = None
         self.farewell = m.BYE_LEAVING
+        self._said = ""
         self.ended_by_peer: m.Bye | None = None
         self._stream = stream
         self._control: deque[bytes] = deque()
@@ -133,11 +135,13 @@ class Connection:
         if self._unsent_bytes > MAX_BACKLOG_BYTES:
             self.end(m.BYE_SILENT, TransportError("the peer asks and does not read the answers"))
 
-    def end(self, code: int, failure: ParisError | None = None) -> None:
-        """Ends the session from our side, once: `code` is what the peer is told."""
+    def end(self, code: int, failure: ParisError | None = None, *, said: str = "") -> None:
+        """Ends the session from our side, once: `code` is what the peer is told, and `said`, or what it did
+        wrong."""
         if not self._scope.cancel_called:
             self.farewell = code
             self.failure = failure
+            self._said = str(failure) if isinstance(failure, RemoteProtocolError) else said
             self._scope.cancel()
 
     @property
@@ -188,18 +192,17 @@ class Connection:
             self.end(m.BYE_SILENT, error)
         except StoreError as error:
             _log.error("cannot serve %s: %s", peer_id_text(self.node_id), error)
-            self.end(m.BYE_LEAVING, error)
+            self.end(m.BYE_LEAVING, error, said="it cannot be read here")
         except Exception:  # noqa: BLE001 - our bug, but one peer's bytes must not end all other sessions
             _log.exception("a session with %s failed", peer_id_text(self.node_id))
             self.end(m.BYE_LEAVING, TransportError("internal error"))
 
     async def _say_goodbye(self) -> None:
-        text = str(self.failure or "")
         with trio.move_on_after(FAREWELL_S):
             try:
                 if self.ended_by_peer is None and not isinstance(self.failure, TransportError):
                     rest = b"".join([*self._begun, *self._control])
-                    await self._stream.send_all(rest + self.session.bye(self.farewell, text))
+                    await self._stream.send_all(rest + self.session.bye(self.farewell, self._said))
             except TransportError as error:
                 _log.debug("saying goodbye to %s: %s", peer_id_text(self.node_id), error)
         await self._stream.aclose()
@@ -217,7 +220,10 @@ class Connection:
         self._scope.cancel()
 
     async def _read_in_place(self, stream: DirectStream) -> None:
-        count = await stream.receive_into(self.session.buffer())
+        worth = self.session.missing
+        if worth > 1:
+            worth = min(worth, int(self.received.rate(trio.current_time()) * GATHER_S))
+        count = await stream.receive_into(self.session.buffer(), worth)
         if not count:
             raise TransportError("the peer closed the stream")
         now = trio.current_time()
@@ -352,7 +358,7 @@ class Connection:
             total += batch[-1].length
         return batch
 
-    def _answer(self, batch: Sequence[m.Request], blocks: Sequence[bytes]) -> None:
+    def _answer(self, batch: Sequence[m.Request], blocks: Sequence[Buffer]) -> None:
         now = trio.current_time()
         for request, data in zip(batch, blocks, strict=True):
             header = self.session.answer(request.piece, request.offset, request.length, now)

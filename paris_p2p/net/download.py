@@ -1,19 +1,19 @@
 """Fetching one item: metadata, picking, requesting, verifying, completing.
 
-Owns: the decisions of a download, driven by its connections' events, and the one task that hashes and
-writes in worker threads. Does not own: finding and dialling peers (`net.discovery`).
+Owns: the decisions of a download, driven by its connections' events. Does not own: checking and writing whole
+pieces (`net.verifier`), finding and dialling peers (`net.discovery`).
 """
 
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from paris_p2p.core.flushing import FlushPace
 from paris_p2p.core.picker import read_bitfield
 from paris_p2p.core.scheduler import Scheduler
 from paris_p2p.core.session import Event as SessionEvent
@@ -24,18 +24,20 @@ from paris_p2p.net.connection import Connection, farewell_text
 from paris_p2p.net.metadata import MetadataFetch
 from paris_p2p.net.sources import Sources
 from paris_p2p.net.transport import Peer
+from paris_p2p.net.verifier import Arrival, Verifier
 from paris_p2p.store.partial import PartialItem
+from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Buffer, Layout
+from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Layout
 
 if TYPE_CHECKING:
     from paris_p2p.net.item import Item
 
 _log = logging.getLogger(__name__)
 
-MAX_UNVERIFIED_BYTES = 32 << 20
 MAX_REJECTIONS = 256  # a seeder among many leechers takes back what it showed us and gave to another
 PACE_S = 0.1
+FLUSH_LOOK_S = 1.0
 MAX_EARLY_HAVES = 10_000
 
 
@@ -68,7 +70,9 @@ class Download:
         self._early: dict[Connection, tuple[bytes, list[PieceIndex]]] = {}  # before the layout is known
         self._work: deque[Callable[[], Awaitable[None]]] = deque()
         self._working = trio.Event()
-        self._unverified = 0
+        self._verifier: Verifier[Connection] = Verifier(
+            partial, item.shared.blocking, good=self._on_good, bad=self._on_bad, room=self.fill_all
+        )
         self._complete = trio.Event()
         self._bytes_done = 0
         self._wasted = 0
@@ -105,8 +109,10 @@ class Download:
         """Until the item is complete on disk; the folder of its files. Raises `StoreError`."""
         self._after_metadata()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._verify_loop)
+            nursery.start_soon(self._store_metadata)
+            nursery.start_soon(self._verifier.run)
             nursery.start_soon(self._pace)
+            nursery.start_soon(self._flush)
             await self._complete.wait()
             nursery.cancel_scope.cancel()
         return await self._item.shared.blocking(self._partial.finish)
@@ -118,8 +124,18 @@ class Download:
             if not self._item.shared.down_limit.unlimited:
                 self.fill_all()
 
-    async def _verify_loop(self) -> None:
-        """Checks and writes, one thing after the other."""
+    async def _flush(self) -> None:
+        """What is on the disk for good and noted there is not hashed again after a crash."""
+        pace = FlushPace()
+        while True:
+            await trio.sleep(FLUSH_LOOK_S)
+            began = trio.current_time()
+            if pace.due(self._partial.unflushed_bytes, began):
+                await self._item.shared.blocking(self._partial.flush)
+                pace.flushed(began, trio.current_time())
+
+    async def _store_metadata(self) -> None:
+        """One thing after the other."""
         while True:
             while self._work:
                 await self._work.popleft()()
@@ -193,7 +209,7 @@ class Download:
 
     def _on_peers(self, event: m.Peers) -> None:
         peers = [Peer(NodeId(entry.node_id), entry.addresses) for entry in event.added]
-        if self.sources.add(peers, exchanged=True):
+        if self.sources.add(peers, exchanged=True, now=trio.current_time()):
             self.sources_changed.set()
 
     # -- metadata --------------------------------------------------------------------------------
@@ -306,7 +322,7 @@ class Download:
             return
         shared = self._item.shared
         budget = shared.down_limit.available(connection.node_id, now)
-        if self._unverified > MAX_UNVERIFIED_BYTES or self._held_back or budget <= 0:
+        if self._verifier.full or self._held_back or budget <= 0:
             return
         keys = self._scheduler.requests(
             connection,
@@ -371,50 +387,21 @@ class Download:
                 other.send(other.session.cancel_block(*key, now))
                 self.fill(other)
         if arrived.piece is not None:
-            self._verify(connection, block.piece, arrived.piece)
+            self._verifier.add(block.piece, arrived.piece, connection)
 
-    def _verify(self, connection: Connection, piece: PieceIndex, data: Sequence[Buffer]) -> None:
-        length = sum(map(len, data))
-        self._unverified += length
-
-        async def work() -> None:
-            good = await self._check_and_write(piece, data)
-            self._unverified -= length
-            if good:
-                self._on_good(connection, piece, length)
-            else:
-                self._on_bad(piece, length)
-
-        self._submit(work)
-
-    async def _check_and_write(self, piece: PieceIndex, data: Sequence[Buffer]) -> bool:
-        # Hashed in this thread, a fifth of a millisecond at a time: a second thread that hashes takes the
-        # interpreter from this one and back for every 16 KiB, which costs more than the hashes. The disk
-        # may make us wait: a worker thread writes.
-        steps = self._partial.check_in_steps(piece, data)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                if not done.value:
-                    return False
-                break
-            await trio.lowlevel.checkpoint()
-        return await self._item.shared.blocking(lambda: self._partial.write_piece(piece, data, checked=True))
-
-    def _on_good(self, connection: Connection, piece: PieceIndex, length: int) -> None:
+    def _on_good(self, arrival: Arrival[Connection]) -> None:
         assert self._scheduler is not None
         now = trio.current_time()
         self.last_progress = now
-        self._bytes_done += length
-        connection.rejections = 0
-        self.sources.delivered(connection.node_id)
-        good = self._scheduler.good(piece)
+        self._bytes_done += arrival.length
+        arrival.sender.rejections = 0
+        self.sources.delivered(arrival.sender.node_id)
+        good = self._scheduler.good(arrival.piece)
         for other in list(self._item.connections.values()):
-            self._tell(other, piece, now)
+            self._tell(other, arrival.piece, now)
         for other in good.useless:
             self.fill(other)  # which takes our interest back
-        self._blame(good.liars, piece)
+        self._blame(good.liars, arrival.piece)
         self._check_complete()
 
     def _tell(self, connection: Connection, piece: PieceIndex, now: float) -> None:
@@ -424,10 +411,10 @@ class Download:
         if connection.usable and connection.bitfield_sent and not known:
             connection.send(connection.session.have(piece, now))
 
-    def _on_bad(self, piece: PieceIndex, length: int) -> None:
+    def _on_bad(self, arrival: Arrival[Connection]) -> None:
         assert self._scheduler is not None
-        self._wasted += length
-        self._blame(self._scheduler.bad(piece), piece)
+        self._wasted += arrival.length
+        self._blame(self._scheduler.bad(arrival.piece), arrival.piece)
         self.fill_all()
 
     def _blame(self, liars: Iterable[Connection], piece: PieceIndex) -> None:

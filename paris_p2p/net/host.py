@@ -7,7 +7,7 @@ Why it is not simply `new_host()` (libp2p 0.8.1):
 - its default security options include plaintext, which authenticates nobody: only noise is offered here;
 - an exception in a stream handler ends the whole host: handlers are guarded;
 - its inbound limiter counts connections ever accepted, not open ones: the limit is set out of reach and
-  open connections are limited by the resource manager;
+  open connections are limited by the resource manager, those from one place at its gate;
 - it dials one address per transport and remembers failures for a minute: addresses are dialled here;
 - it listens with SO_REUSEPORT, so that a taken port goes unnoticed: ports are probed first;
 - a write that is cancelled half-way breaks the connection for every other stream: writes are shielded.
@@ -15,7 +15,8 @@ Why it is not simply `new_host()` (libp2p 0.8.1):
 
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection_gate import ConnectionGate
 from libp2p.network.swarm import Swarm as Libp2pNetwork
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
@@ -38,7 +40,7 @@ from multiaddr import Multiaddr
 
 from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.ids import NodeId
-from paris_p2p.net.addresses import dialable, listen_endpoint, parse_endpoint, probe
+from paris_p2p.net.addresses import dialable, listen_endpoint, parse_endpoint, place, probe
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, Peer, StreamHandler, unwrapped
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, node_id_from_peer_id, peer_id_text
@@ -54,6 +56,8 @@ IDLE_S = 30.0
 SHUTDOWN_S = 5.0
 MAX_CONNECTIONS = 512
 MAX_STREAMS = 4096
+MAX_PER_PLACE = 256
+ARRIVAL_S = 10.0  # libp2p's limit for a handshake
 _OUT_OF_REACH = 1 << 30
 
 
@@ -63,6 +67,7 @@ class Libp2pStream:
     def __init__(self, host: "Libp2pHost", stream: Any) -> None:
         self._host = host
         self._stream = stream
+        self.place = _place_of(stream.muxed_conn)
 
     async def send_all(self, data: bytes) -> None:
         for start in range(0, len(data), WRITE_BYTES):
@@ -104,6 +109,29 @@ class Libp2pStream:
             await self._stream.reset()
 
 
+class _Gate(ConnectionGate):  # type: ignore[misc]  # libp2p has no types
+    """Asked for each inbound connection before its handshake: no more than `MAX_PER_PLACE` from one place are
+    open, nor arrive within the time that a handshake may take."""
+
+    def __init__(self, connections: Callable[[], Iterable[Any]]) -> None:
+        super().__init__()
+        self._connections = connections
+        self._arrived: deque[tuple[float, str]] = deque()
+
+    async def is_allowed(self, remote_addr: Multiaddr) -> bool:
+        endpoint = parse_endpoint(str(remote_addr))
+        where = "" if endpoint is None else place(endpoint.host)
+        now = trio.current_time()
+        while self._arrived and now - self._arrived[0][0] > ARRIVAL_S:
+            self._arrived.popleft()
+        arriving = sum(where == one for _, one in self._arrived)
+        here = sum(where == _place_of(connection.muxed_conn) for connection in self._connections())
+        if where and max(arriving, here) >= MAX_PER_PLACE:
+            return False
+        self._arrived.append((now, where))
+        return True
+
+
 class Libp2pHost:
     """A `Network` over libp2p. Made by `open_host`."""
 
@@ -115,6 +143,7 @@ class Libp2pHost:
         self._network: Any = self._host.get_network()
         self._guarded = self._network.common_stream_handler
         self._network.set_stream_handler(self._guard)
+        self._network.connection_gate = _Gate(self._network.get_connections)
         self._dialling: dict[NodeId, trio.Lock] = {}
         self.writes: set[trio.CancelScope] = set()
 
@@ -293,6 +322,12 @@ def _make_host(identity: Identity) -> BasicHost:
         enable_metrics=False,
     )
     return BasicHost(network=network, resource_manager=manager, disable_identify_address_discovery=True)
+
+
+def _place_of(muxed_connection: Any) -> str:
+    """The network a connection leads to (`net.addresses.place`)."""
+    remote = muxed_connection.get_remote_address()
+    return place(remote[0]) if remote else ""
 
 
 def _reason(error: BaseException) -> str:

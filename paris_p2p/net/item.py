@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import trio
 
 from paris_p2p.core.ban import BanList
+from paris_p2p.core.choker import Candidate
 from paris_p2p.core.limiter import Limiter
 from paris_p2p.core.picker import read_bitfield
 from paris_p2p.core.rate import RateMeter
 from paris_p2p.core.session import Event as SessionEvent
 from paris_p2p.core.superseed import SuperSeed
-from paris_p2p.errors import RemoteProtocolError, TransportError
+from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, NodeId, PieceIndex
 from paris_p2p.net.blocking import Blocking
 from paris_p2p.net.connection import Connection
@@ -25,16 +26,18 @@ from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.store.item import ItemReader
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
+from paris_p2p.wire.bep52 import Buffer
 from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import peer_id_text
 
 _log = logging.getLogger(__name__)
 
-PEER_EXCHANGE_S = 0.2  # at most so often; only what changed is told
+PEER_EXCHANGE_S = 0.2  # at most so often among more than a few; only what changed is told
+FEW_PEERS = 16
 HOLD_BACK_S = 3.0  # a more important fetch that delivered nothing for so long holds nobody back
 LIMIT_POLL_S = 1.0  # limits may be changed while somebody waits
 STALE_S = 5.0
-READ_NOW_BYTES = 256 * 1024  # of blocks in memory: less time to read than to ask a thread for
+READ_NOW_BYTES = 2 << 20  # of blocks in memory: less time to read than to ask a thread for
 SNUBBED_S = 60.0
 USELESS_S = 60.0  # complete, and the peer wants nothing
 
@@ -49,9 +52,12 @@ class Shared:
         blocking: Blocking,
         rng: random.Random,
         limits: SwarmLimits,
+        holds: Callable[[InfoHash], bool],
     ) -> None:
+        """`holds`: whether the store has the complete item; asks the disk."""
         now = trio.current_time()
         self.rng = rng
+        self.holds = holds
         self.limits = limits
         self.up_limit: Limiter[NodeId] = Limiter(None, None, now)
         self.down_limit: Limiter[NodeId] = Limiter(None, None, now)
@@ -146,12 +152,20 @@ class Item:
             return self.shared.node_id < node_id
         return node_id < self.shared.node_id or trio.current_time() - old.started > STALE_S
 
-    async def run(self, connection: Connection) -> None:
-        """Runs a connection from greeting to goodbye."""
+    def admit(self, connection: Connection) -> None:
+        """A session is open, and `run` follows. Of two with the same peer one is ended."""
+        # Asked again: another one may have come while the greetings were on their way, and if the two sides
+        # kept different ones, each would end the other's.
+        if not self.accepts(connection.node_id, connection.outbound, connection.direct):
+            connection.end(m.BYE_DUPLICATE)
+            return
         old = self.connections.get(connection.node_id)
         if old is not None:
             old.end(m.BYE_DUPLICATE)
         self.connections[connection.node_id] = connection
+
+    async def run(self, connection: Connection) -> None:
+        """Runs a connection from greeting to goodbye."""
         self.shared.sessions[connection.node_id] += 1
         try:
             await connection.run()
@@ -270,7 +284,7 @@ class Item:
         while (wait := limit.wait(connection.node_id, trio.current_time())) > 0:
             await trio.sleep(min(wait, LIMIT_POLL_S))
 
-    async def read_blocks(self, requests: Sequence[m.Request]) -> list[bytes]:
+    async def read_blocks(self, requests: Sequence[m.Request]) -> Sequence[Buffer]:
         reader = self.reader
         if sum(request.length for request in requests) <= READ_NOW_BYTES:
             now = [reader.read_now(r.piece, r.offset, r.length) for r in requests]
@@ -281,7 +295,24 @@ class Item:
         def read() -> list[bytes]:
             return [reader.read_block(r.piece, r.offset, r.length) for r in requests]
 
-        return await self.shared.blocking(read)
+        try:
+            return await self.shared.blocking(read)
+        except StoreError:
+            if self.download is not None or await self.shared.blocking(self.is_here):
+                raise
+            self.removed()
+            await trio.lowlevel.checkpoint()  # which ends the session that asked, too
+            raise
+
+    def is_here(self) -> bool:
+        """Whether the item, complete once, still is in the store. Asks the disk."""
+        return self.shared.holds(self.ref.info_hash)
+
+    def removed(self) -> None:
+        """The operator, or a limit of the disk, took the item away: who asks for it hears that."""
+        _log.info("item %s was removed while it was served", self.ref.info_hash.hex()[:16])
+        for connection in list(self.connections.values()):
+            connection.end(m.BYE_UNKNOWN_ITEM, said="the item is no longer here")
 
     def uploaded(self, connection: Connection, piece: PieceIndex, count: int) -> None:
         now = trio.current_time()
@@ -331,7 +362,7 @@ class Item:
     def exchange_peers(self) -> None:
         """Tells every peer what changed, when it is time to."""
         now = trio.current_time()
-        if now - self._peers_sent >= PEER_EXCHANGE_S:
+        if len(self.connections) <= FEW_PEERS or now - self._peers_sent >= PEER_EXCHANGE_S:
             self._peers_sent = now
             for connection in list(self.connections.values()):
                 self._send_peers(connection)
@@ -367,3 +398,18 @@ class Item:
                 continue
             elif not connection.session.peer_interested and now - connection.interest_since > USELESS_S:
                 connection.end(m.BYE_DONE)
+
+
+def candidate(connection: Connection, now: float) -> Candidate[Connection]:
+    """What decides whether this peer gets an upload slot."""
+    item, session = connection.owner, connection.session
+    assert isinstance(item, Item)
+    gives = None if item.download is None else item.download.rate(connection, now)
+    return Candidate(
+        connection,
+        session.peer_interested,
+        not session.am_choking,
+        connection.slot_since,
+        connection.started,
+        gives,
+    )

@@ -4,15 +4,16 @@ Owns: known peers from every origin, backoff after failures. Does not own: bans 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from paris_p2p.ids import NodeId
 from paris_p2p.net.transport import Peer
+from paris_p2p.values import dataclass
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 
 MAX_SOURCES = 500
 FIRST_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 60.0
+GIVE_WAY_S = 1.5  # two nodes hear of each other at once: the greater id waits for the smaller one's call
 
 
 @dataclass(slots=True)
@@ -34,12 +35,12 @@ class Sources:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def add(self, peers: Iterable[Peer], *, exchanged: bool = False) -> bool:
+    def add(self, peers: Iterable[Peer], *, exchanged: bool = False, now: float = 0.0) -> bool:
         """Learns peers and newer addresses, which come before the known ones: what a peer says of itself
         may be less than where it was found. True when a peer was new. Without addresses none is learned.
 
-        `exchanged`: named by another peer, who may lie. That never changes what is known of a peer, and
-        makes way for peers from elsewhere when too many are known.
+        `exchanged`: named `now` by another peer, who may lie, and who tells that peer of us too. That never
+        changes what is known of a peer, and makes way for peers from elsewhere when too many are known.
         """
         fresh = False
         for peer in peers:
@@ -50,7 +51,10 @@ class Sources:
                 if not exchanged:
                     known.peer, known.hearsay = _merged(peer, known.peer), False
             elif len(self._sources) < MAX_SOURCES or self._make_room(exchanged):
-                self._sources[peer.node_id] = _Source(peer, exchanged)
+                waits = exchanged and self._own > peer.node_id
+                self._sources[peer.node_id] = _Source(
+                    peer, exchanged, not_before=now + GIVE_WAY_S if waits else 0.0
+                )
                 fresh = True
         return fresh
 

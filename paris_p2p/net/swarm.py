@@ -8,13 +8,12 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from paris_p2p.core.choker import Candidate, Choker
+from paris_p2p.core.choker import Choker
 from paris_p2p.core.session import Session
 from paris_p2p.core.visits import Visit, Visits
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
@@ -25,14 +24,14 @@ from paris_p2p.net.connection import Connection, limits_for, receive_hello
 from paris_p2p.net.discovery import Discovery, FindPeers
 from paris_p2p.net.download import Download, Progress
 from paris_p2p.net.fetch_job import FetchJob
-from paris_p2p.net.item import Item, Shared
+from paris_p2p.net.item import Item, Shared, candidate
 from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.net.multi import MultiNetwork, ReachOptions, open_network
 from paris_p2p.net.reachability import Reachability
 from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
-from paris_p2p.store.content_store import ContentStore, ItemBusyError
+from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.item import StoredItem
-from paris_p2p.store.partial import PartialItem
+from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
 from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import Identity, peer_id_text
@@ -47,9 +46,7 @@ MAX_SESSIONS_PER_PEER = 64
 MAX_SESSIONS_PER_PLACE = 128
 SEND_S = 15.0
 HOUSEKEEPING_S = 1.0
-PROGRESS_S = 0.2
 SHUTDOWN_S = 3.0
-BUSY_RETRY_S = 0.5
 FEATURES = (m.IGNORE_UNKNOWN,)
 NO_LIMITS = SwarmLimits()
 
@@ -83,7 +80,7 @@ class Swarm:
         self._find_peers = find_peers
         self._rng = rng
         self._nursery = nursery
-        self._shared = Shared(network.node_id, self._rechoke, blocking, rng, limits)
+        self._shared = Shared(network.node_id, self._rechoke, blocking, rng, limits, store.has)
         self._choker: Choker[Connection] = Choker()
         self._yielding = False
         self._blocking = blocking
@@ -167,23 +164,7 @@ class Swarm:
             self._nursery.start_soon(self._run_fetch, job)
         job.raise_priority(priority)
         job.hint(peers)
-        return await self._await_fetch(job, on_progress)
-
-    async def _await_fetch(self, job: FetchJob, on_progress: Callable[[Progress], None] | None) -> Path:
-        job.waiting += 1
-        try:
-            while not job.done.is_set():
-                with trio.move_on_after(PROGRESS_S):
-                    await job.done.wait()
-                if on_progress is not None and job.download is not None:
-                    on_progress(job.download.progress())
-        finally:
-            job.waiting -= 1
-            if not job.waiting and not job.done.is_set():
-                job.scope.cancel()
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + SHUTDOWN_S):
-                    await job.done.wait()  # so that the item is not locked when the caller goes on
-        return job.result()
+        return await job.outcome(on_progress)
 
     # -- fetching --------------------------------------------------------------------------------
 
@@ -205,7 +186,7 @@ class Swarm:
 
     async def _fetch(self, job: FetchJob) -> Path:
         info_hash = job.ref.info_hash
-        partial = await self._begin(job)
+        partial = await job.begin(self._store, self._blocking)
         if partial is None:
             return await self._blocking(lambda: self._store.files(info_hash))
         item = Item(job.ref, partial, self._shared)
@@ -233,19 +214,6 @@ class Swarm:
             with trio.CancelScope(shield=True):
                 await self._blocking(partial.close)
 
-    async def _begin(self, job: FetchJob) -> PartialItem | None:
-        """Waits while another process fetches the item into the same store; None when that completed it."""
-        deadline = trio.current_time() + job.stall_timeout_s
-        while True:
-            try:
-                return await self._blocking(lambda: self._store.begin(job.ref))
-            except StoreError as error:
-                if await self._blocking(lambda: self._store.has(job.ref.info_hash)):
-                    return None
-                if not isinstance(error, ItemBusyError) or trio.current_time() >= deadline:
-                    raise
-            await trio.sleep(BUSY_RETRY_S)
-
     # -- sessions --------------------------------------------------------------------------------
 
     async def _connect(self, item: Item, peer: Peer) -> None:
@@ -271,6 +239,7 @@ class Swarm:
             if connection is None:
                 await stream.aclose()
         if connection is not None:
+            item.admit(connection)  # now: else the same peer may be dialled once more before it runs
             run = self._run_offered if serving else self._run_connection
             self._nursery.start_soon(run, item, connection)
         return connection is not None
@@ -297,8 +266,7 @@ class Swarm:
 
     async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:
         """Handles a stream that a peer opened. Never raises for what the peer does."""
-        place = stream.place if isinstance(stream, DirectStream) else ""
-        visit = Visit(node_id, place, trio.current_time())
+        visit = Visit(node_id, stream.place, trio.current_time())
         try:
             connection = None
             with trio.CancelScope() as scope:
@@ -309,6 +277,7 @@ class Swarm:
             else:
                 item = connection.owner
                 assert isinstance(item, Item)
+                item.admit(connection)
                 if scope.cancel_called:
                     connection.end(m.BYE_BUSY)
                 visit.leave = partial(connection.end, m.BYE_BUSY)
@@ -389,6 +358,7 @@ class Swarm:
         lock = self._opening.setdefault(info_hash, trio.Lock())
         try:
             async with lock:
+                await self._drop_removed(info_hash)
                 if info_hash not in self._items:
                     stored = await self._blocking(lambda: self._open(info_hash))
                     if stored is not None and info_hash not in self._items:
@@ -399,6 +369,12 @@ class Swarm:
             if not lock.locked():
                 self._opening.pop(info_hash, None)
 
+    async def _drop_removed(self, info_hash: InfoHash) -> None:
+        item = self._items.get(info_hash)
+        if item is not None and item.download is None and not await self._blocking(item.is_here):
+            item.removed()
+            self._items.pop(info_hash, None)
+
     def _open(self, info_hash: InfoHash) -> StoredItem | None:
         try:
             if not self._store.has(info_hash):
@@ -407,7 +383,8 @@ class Swarm:
             for file in stored.layout.layered():
                 stored.layer(file)  # now, in this thread: later calls answer from memory
         except StoreError as error:
-            _log.error("cannot serve item %s: %s", info_hash.hex(), error)
+            if self._store.has(info_hash):  # else it was removed just now
+                _log.error("cannot serve item %s: %s", info_hash.hex(), error)
             return None
         return stored
 
@@ -426,7 +403,7 @@ class Swarm:
     def _rechoke(self) -> None:
         now = trio.current_time()
         connections = self._connections()
-        chosen = self._choker.choose([_candidate(c, now) for c in connections], now, self._rng)
+        chosen = self._choker.choose([candidate(c, now) for c in connections], now, self._rng)
         for connection in connections:
             if connection.session.am_choking == (connection in chosen):
                 connection.choke(connection not in chosen)
@@ -463,20 +440,6 @@ class Swarm:
 def _moved(connection: Connection) -> int:
     """Bytes of content, and of everything that came."""
     return connection.content_bytes + connection.received.total
-
-
-def _candidate(connection: Connection, now: float) -> Candidate[Connection]:
-    item, session = connection.owner, connection.session
-    assert isinstance(item, Item)
-    gives = None if item.download is None else item.download.rate(connection, now)
-    return Candidate(
-        connection,
-        session.peer_interested,
-        not session.am_choking,
-        connection.slot_since,
-        connection.started,
-        gives,
-    )
 
 
 async def _send(stream: ByteStream, data: bytes) -> None:

@@ -83,6 +83,7 @@ class TlsStream(DirectStream):
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the socket
         self._ended = False  # the peer sends no more
         self._closed = False
+        self._low = 1  # bytes that the socket wakes us for
         self._fed = 0  # bytes given to TLS to decrypt
         self._useful = 0  # what of them brought data
         self._sent = 0  # bytes that the socket took
@@ -110,6 +111,7 @@ class TlsStream(DirectStream):
             else:
                 break
         await self._flush()
+        self._useful = self._fed - self._incoming.pending  # what follows are whole records
         if self._tls.version() != "TLSv1.3" or self._tls.selected_alpn_protocol() != ALPN:
             raise TransportError(f"the peer does not speak {ALPN}")
         return self._tls.getpeercert(binary_form=True) or b""
@@ -132,13 +134,13 @@ class TlsStream(DirectStream):
         got = await self.receive_into(memoryview(buffer))
         return bytes(memoryview(buffer)[:got])
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, worth: int = 1) -> int:
         await trio.lowlevel.checkpoint()
         while True:
             got = self._decrypt(buffer)
             if got or self._ended:
                 return got
-            await self._wait_readable()
+            await self._wait_readable(worth - self._begun)
 
     def _decrypt(self, buffer: memoryview) -> int:
         """Fills `buffer` as far as the socket has something now; reads it once when that brings no data."""
@@ -150,7 +152,9 @@ class TlsStream(DirectStream):
                     count: int = self._tls.read(len(buffer) - got, buffer[got:])  # type: ignore[assignment]
                     self._ended = count == 0
                     got += count
-                    self._useful += count + RECORD_BYTES
+                    self._useful += count
+                    if got < len(buffer) or not self._tls.pending():  # the record is used up
+                        self._useful += RECORD_BYTES
                 except ssl.SSLWantReadError:
                     if (fresh and not got) or not self._take():
                         break
@@ -171,7 +175,7 @@ class TlsStream(DirectStream):
         TLS's own messages are work without data (a key update: 27 bytes, a tenth of a millisecond), and all
         that is here is worked on in one call: hence no more than a little at a time, and in all.
         """
-        if self._fed - self._useful > MAX_IDLE_BYTES:
+        if self._begun > MAX_IDLE_BYTES:
             raise self._broken("the peer sends messages of TLS and no data")
         wanted = min(max(FIRST_READ_BYTES, self._useful // TRUST_SHARE), SOCKET_BYTES)
         try:
@@ -191,8 +195,18 @@ class TlsStream(DirectStream):
         while not self._take():
             await self._wait_readable()
 
-    async def _wait_readable(self) -> None:
+    @property
+    def _begun(self) -> int:
+        """Bytes of records that are not whole yet, and of TLS's own messages."""
+        return self._fed - self._useful
+
+    async def _wait_readable(self, worth: int = 1) -> None:
+        """`worth`: bytes to be woken for, all of which will come."""
+        low = max(1, min(worth, SOCKET_BYTES))
         try:
+            if low != self._low:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
+                self._low = low
             await trio.lowlevel.wait_readable(self._sock.fileno())
         except (trio.ClosedResourceError, OSError, ValueError):
             raise TransportError("the connection was closed") from None

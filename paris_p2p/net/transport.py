@@ -7,10 +7,10 @@ Does not own: any implementation (`net.host`, and the tests' memory network).
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from paris_p2p.ids import NodeId
+from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import Buffer
 
 WRITE_BYTES = 65_507
@@ -29,6 +29,10 @@ class Peer:
 class ByteStream(Protocol):
     """An authenticated, ordered byte stream to one peer. Every method raises `TransportError`."""
 
+    @property
+    def place(self) -> str:
+        """The network that the peer is in (`net.addresses.place`); "" if it does not matter."""
+
     async def send_all(self, data: bytes) -> None:
         """Writes all of `data`; when it is cancelled, all or nothing of up to `WRITE_BYTES`."""
 
@@ -42,9 +46,9 @@ class ByteStream(Protocol):
 
 class DirectStream(ABC):
     """A `ByteStream` without a muxer: fast enough for larger blocks and worth its own reading and writing
-    without copies. `place`: the network it comes from (`net.addresses.place`)."""
+    without copies."""
 
-    place = ""
+    place: str = ""
 
     @abstractmethod
     async def send_all(self, data: bytes) -> None: ...
@@ -57,8 +61,10 @@ class DirectStream(ABC):
     async def receive_some(self, max_bytes: int) -> bytes: ...
 
     @abstractmethod
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Fills `buffer` as far as something is here, at least one byte; 0 when the peer is done."""
+    async def receive_into(self, buffer: memoryview, worth: int = 1) -> int:
+        """Fills `buffer` as far as something is here, at least one byte; 0 when the peer is done.
+
+        `worth`: bytes that are to come in any case, so that to be woken for fewer is not worth it."""
 
     @abstractmethod
     async def aclose(self) -> None: ...

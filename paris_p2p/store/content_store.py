@@ -146,16 +146,26 @@ class ContentStore:
         self._drop_partial(info_hash)
         return ref
 
-    def place(self, source: Path, *, piece_length: int | None = None, threads: int = 1) -> ContentRef:
+    def place(
+        self,
+        source: Path,
+        *,
+        piece_length: int | None = None,
+        threads: int = 1,
+        hashing: Callable[[int], None] | None = None,
+    ) -> ContentRef:
         """Make an item of a file or folder that stays where it is, to be read there.
 
         It is hashed (in `threads` threads) unless it was placed before and none of its files changed since.
-        An item of the same id that was here already stays, unless it was placed elsewhere. Raises as `add`.
+        `hashing` is told how many bytes will be. An item of the same id that was here already stays, unless
+        it was placed elsewhere. Raises as `add`.
         """
         name, found, place = item_name(source), find_files(source), place_of(source)
         for folder in self._folders.listed("complete"):
             if still_placed(folder, place, name, found, piece_length):
                 return folder.read_ref()
+        if hashing is not None:
+            hashing(sum(file.length for file in found))
         with disk(f"hashing {name}", self.root), self._staging() as stage:
             described = describe(name, found, piece_length, threads=threads)
             ref = content_ref(described.info)
@@ -437,6 +447,7 @@ class ContentStore:
                 if is_placed(complete):  # its files are not ours to mend
                     self._discard(complete)
                     return
+                complete.journal.unlink(missing_ok=True)  # whatever it says, a piece was found bad
                 complete.root.rename(partial.root)
                 self._pool.forget(complete.root)
                 sync_path(complete.root.parent)

@@ -94,7 +94,7 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
     return data
 
 
-def read_now(fd: int, length: int, offset: int) -> bytes | None:
+def read_now(fd: int, length: int, offset: int) -> bytearray | None:
     """`length` bytes that are in memory; None when the disk would have to be waited for, or is too short."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
@@ -103,4 +103,4 @@ def read_now(fd: int, length: int, offset: int) -> bytes | None:
         count = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
     except OSError:  # it is on the disk, or this file system cannot tell
         return None
-    return bytes(data) if count == length else None
+    return data if count == length else None

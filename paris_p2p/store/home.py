@@ -107,6 +107,11 @@ class Home:
 
     # --- folders ---------------------------------------------------------------------------------
 
+    @property
+    def has_store(self) -> bool:
+        """Whether a node ever stored anything here."""
+        return (self.path / "store").is_dir()
+
     def store(self, *, clean: bool = False) -> ContentStore:
         """The node's content store; `clean`: without what processes that died left half added."""
         return ContentStore(self.path / "store", clean=clean)

@@ -34,7 +34,7 @@ class ItemReader(Protocol):
 
     def read_block(self, piece: int, offset: int, length: int) -> bytes: ...
 
-    def read_now(self, piece: int, offset: int, length: int) -> bytes | None: ...
+    def read_now(self, piece: int, offset: int, length: int) -> bytearray | None: ...
 
     def layer(self, file_index: int) -> bytes: ...
 
@@ -91,7 +91,7 @@ def read_span(
 
 def read_span_now(
     pool: HandlePool, folder: ItemFolder, layout: Layout, piece: int, offset: int, length: int
-) -> bytes | None:
+) -> bytearray | None:
     """As `read_span` where nothing has to be waited for; None where something has, or anything is wrong."""
     if not 0 <= piece < layout.pieces:
         return None
@@ -128,7 +128,7 @@ class StoredItem:
         """`length` bytes from `offset` bytes into `piece`. Raises as `read_span` does."""
         return read_span(self._pool, self._folder, self.layout, piece, offset, length)
 
-    def read_now(self, piece: int, offset: int, length: int) -> bytes | None:
+    def read_now(self, piece: int, offset: int, length: int) -> bytearray | None:
         """As `read_block` when the block is in memory, at once; None when it is not or anything is wrong."""
         return read_span_now(self._pool, self._folder, self.layout, piece, offset, length)
 

@@ -6,19 +6,19 @@
         info                the bencoded info dictionary, once known
         layers/<n>          the piece layer of file n, once known
         files/…             the item's files (a single file: that file)
-        journal             partial only, after a clean close (`store.journal`)
+        journal             partial only: what is verified and flushed (`store.journal`)
     staging/<random>/       an item being added, or removed
     locks/<info-hash>       held by who writes to the item
 
 Folders move between these by one rename, so an item is never seen half there.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from paris_p2p.errors import RemoteProtocolError, StoreError
 from paris_p2p.ids import InfoHash
 from paris_p2p.store.durable import disk, write_atomic
+from paris_p2p.values import dataclass
 from paris_p2p.wire import canonical
 from paris_p2p.wire.content import ContentRef
 

@@ -84,7 +84,7 @@ def write_model_folder(
         raise IncompleteError(
             f"a model needs at least one expert and its components; missing: {absent or 'experts'}"
         )
-    _refuse_foreign(out)
+    refuse_foreign(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -101,7 +101,8 @@ def write_model_folder(
     return out
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Raises `StoreError` when `out` holds something that is not a model, which one must not replace."""
     if not out.exists() or (out.is_dir() and ((out / INDEX_NAME).exists() or not any(out.iterdir()))):
         return
     raise StoreError(f"{out} exists and is not a model: name another folder with --out")

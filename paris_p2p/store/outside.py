@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paris_p2p.errors import ConfigError, StoreError
-from paris_p2p.ids import InfoHash
+from paris_p2p.ids import FileIndex, InfoHash
 from paris_p2p.store.durable import disk
 from paris_p2p.store.hashing import SourceFile, describe, find_files, item_name
 from paris_p2p.store.item import full_bitfield, load_info
-from paris_p2p.store.journal import read_journal, write_journal
+from paris_p2p.store.journal import Believed, Journal
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.wire.bep52 import Layout, info_hash
 
@@ -36,7 +36,10 @@ def place_of(source: Path) -> Path:
 def put_place(folder: ItemFolder, place: Path, info_hash: InfoHash, layout: Layout) -> None:
     """Make the item's `files` lead to `place`, all of whose pieces were just verified. Raises `OSError`."""
     folder.files.symlink_to(place, target_is_directory=True)
-    write_journal(folder, info_hash, layout, full_bitfield(layout.pieces))
+    journal = Journal(folder, info_hash, layout)
+    for index in map(FileIndex, range(len(layout.files))):
+        journal.note(index)
+    journal.flush(full_bitfield(layout.pieces), (), closed=True)
 
 
 def is_placed(folder: ItemFolder) -> bool:
@@ -58,7 +61,8 @@ def still_placed(
     same = {entry.path: entry.length for entry in layout.files} == {file.path: file.length for file in files}
     if layout.name != name or not same or piece_length not in (None, layout.piece_length):
         return False
-    return read_journal(folder, ref.info_hash, layout) == full_bitfield(layout.pieces)
+    whole = Believed(full_bitfield(layout.pieces), frozenset(map(FileIndex, range(len(layout.files)))))
+    return Journal(folder, ref.info_hash, layout).read() == whole
 
 
 def same_files(folder: Path, target: Path, layout: Layout) -> bool:

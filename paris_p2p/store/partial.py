@@ -16,7 +16,7 @@ from paris_p2p.ids import FileIndex
 from paris_p2p.store.durable import disk, read_at, sync_path, write_atomic, write_parts
 from paris_p2p.store.handles import HandlePool
 from paris_p2p.store.item import load_info, load_layer, read_span, read_span_now
-from paris_p2p.store.journal import drop_journal, read_journal, write_journal
+from paris_p2p.store.journal import Believed, Journal
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.store.locks import FileLock
 from paris_p2p.wire.bep52 import (
@@ -67,8 +67,12 @@ class PartialItem:
         self._have = bytearray()
         self._layers: dict[int, bytes] = {}
         self._layerless: list[FileIndex] = []
-        self._unsynced: set[int] = set()
-        self._journalled = False
+        self._journal: Journal | None = None
+        self._unsynced: set[FileIndex] = set()
+        self._unflushed = 0  # bytes of pieces
+        self._flushing = threading.Lock()  # taken before `_mutex`, which is free while the disk flushes
+        self._noted = False  # the journal on the disk is of a clean close, and nothing changed since
+        self._metadata_synced = False
         with disk("resuming an item", folder.root):
             self._resume()
 
@@ -99,18 +103,25 @@ class PartialItem:
                 self._layers[index] = load_layer(self._folder, layout, index)
             except StoreError:  # as above; its pieces are hashed when the layer is known
                 self._layerless.append(index)
-        believed = read_journal(self._folder, self.ref.info_hash, layout)
-        if believed is not None and not self._layerless:
-            self._have[:] = believed
-            self._journalled = True
+        self._journal = Journal(self._folder, self.ref.info_hash, layout)
+        believed = self._journal.read()
         for index in map(FileIndex, range(len(layout.files))):
-            if not self._journalled:
-                self._rehash_file(layout, index)
+            if index not in self._layerless:
+                self._recover_file(layout, index, believed)
             self._settle_file(layout, index)
+            self._journal.note(index)
+        self._noted = len(believed.settled) == len(layout.files)
         self.info, self.layout = info, layout  # last: who sees the layout may take the bitfield as true
 
+    def _recover_file(self, layout: Layout, index: FileIndex, believed: Believed) -> None:
+        entry = layout.files[index]
+        for piece in range(entry.first_piece, entry.first_piece + entry.pieces):
+            self._have[piece >> 3] |= believed.bitfield[piece >> 3] & (0x80 >> (piece & 7))
+        if index not in believed.settled:
+            self._rehash_file(layout, index)
+
     def _rehash_file(self, layout: Layout, index: FileIndex) -> None:
-        """Hash what is on disk of a file whose layer is known, skipping holes: they were never written."""
+        """Hash what is in doubt of a file whose layer is known, skipping holes: they were never written."""
         entry = layout.files[index]
         path = self._folder.file(entry.path)
         unknown = entry.pieces == 0 or (entry.pieces > 1 and index not in self._layers)
@@ -121,9 +132,10 @@ class PartialItem:
             while offset is not None and offset < entry.length:
                 piece = entry.first_piece + offset // layout.piece_length
                 _, start, length = layout.piece_span(piece)
-                if check_piece(layout, piece, read_at(fd, length, start), self._layers.get(index)):
-                    self._mark(piece)
-                    self._unsynced.add(index)
+                if not self.has_piece(piece) and check_piece(
+                    layout, piece, read_at(fd, length, start), self._layers.get(index)
+                ):
+                    self._mark(index, piece, length)
                 offset = _next_data(fd, start + length)
 
     def _settle_file(self, layout: Layout, index: FileIndex) -> None:
@@ -144,6 +156,7 @@ class PartialItem:
             own = self._folder.root / "own.tmp"
             shutil.copyfile(path, own)
             own.replace(path)
+            self._unsynced.add(index)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             os.ftruncate(fd, entry.length)
@@ -170,7 +183,7 @@ class PartialItem:
         with self._place:
             return read_span(self._pool, self._folder, self.layout, piece, offset, length)
 
-    def read_now(self, piece: int, offset: int, length: int) -> bytes | None:
+    def read_now(self, piece: int, offset: int, length: int) -> bytearray | None:
         """As `read_block` when the block is in memory, at once; None when it is not or anything is wrong."""
         if self.layout is None or not self.has_piece(piece) or not self._place.acquire(blocking=False):
             return None
@@ -248,22 +261,55 @@ class PartialItem:
             return False
         path = self._folder.file(layout.files[index].path)
         with disk(f"writing {path.name}", path.parent, sum(map(len, parts))):
-            self._take_journal_back(index)
+            self._begin_writing()
             with self._pool.use(path, write=True) as fd:
                 write_parts(fd, parts, offset)
-        self._mark(piece)
+        self._mark(index, piece, sum(map(len, parts)))
         return True
 
-    def _take_journal_back(self, index: FileIndex) -> None:
+    def _begin_writing(self) -> None:
         with self._mutex:
             self._require_open()
-            drop_journal(self._folder)
-            self._journalled = False
-            self._unsynced.add(index)
+            if self._noted:
+                self._known_journal().reopen()
+                self._noted = False
 
-    def _mark(self, piece: int) -> None:
+    def _mark(self, index: FileIndex, piece: int, length: int) -> None:
+        """The piece is verified, and written; not before, lest a flush meanwhile take it for flushed."""
         with self._mutex:
             self._have[piece >> 3] |= 0x80 >> (piece & 7)
+            self._unsynced.add(index)
+            self._unflushed += length
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Bytes of verified pieces that are in doubt after a crash."""
+        return self._unflushed
+
+    def flush(self) -> None:
+        """Bring what was written to the disk, and note it in the journal; others may write meanwhile.
+
+        Raises `StoreError` when the disk refuses.
+        """
+        with self._flushing, disk("flushing an item", self._folder.root):
+            with self._mutex:
+                if not self._open or not self._unsynced:
+                    return
+                changed, self._unsynced, self._unflushed = self._unsynced, set(), 0
+                have, self._noted = bytes(self._have), False
+            try:
+                self._sync_metadata()
+                self._known_journal().flush(have, changed, closed=False)
+            except BaseException:
+                with self._mutex:
+                    self._unsynced |= changed
+                raise
+
+    def _sync_metadata(self) -> None:
+        """A journal is no use without the info, layers and names of the files it speaks of."""
+        if not self._metadata_synced:
+            sync_tree(self._folder)
+            self._metadata_synced = True
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -273,7 +319,7 @@ class PartialItem:
         The item stays readable, and gives its lock back. Raises `LocalProtocolError` when pieces or
         layers are missing, `StoreError` when the disk refuses or a file has changed its length.
         """
-        with self._mutex, disk("completing an item", self._folder.root):
+        with self._flushing, self._mutex, disk("completing an item", self._folder.root):
             self._require_open()
             layout = self._known_layout()
             missing = layout.pieces - int.from_bytes(self._have, "big").bit_count()
@@ -281,7 +327,8 @@ class PartialItem:
                 raise LocalProtocolError(f"the item is not complete: {missing} pieces are missing")
             for entry in layout.files:
                 self._require_length(entry)
-            self._flush()
+            for index in sorted(self._unsynced):
+                sync_path(self._folder.file(layout.files[index].path))
             sync_tree(self._folder)
             self._folder.journal.unlink(missing_ok=True)
             with self._place:
@@ -297,25 +344,19 @@ class PartialItem:
 
     def close(self) -> None:
         """Flush, note in the journal what is here, and give the lock back; a second call does nothing."""
-        with self._mutex:
+        with self._flushing, self._mutex:
             if not self._open:
                 return
             try:
-                if self.layout is not None and not self._journalled:
+                if self._journal is not None and not self._noted:
                     with disk("closing an item", self._folder.root):
-                        self._flush()
-                        write_journal(self._folder, self.ref.info_hash, self.layout, bytes(self._have))
+                        self._sync_metadata()
+                        self._journal.flush(bytes(self._have), self._unsynced, closed=True)
             finally:
                 self._pool.forget(self._folder.root)
                 if self.layout is None:
                     _remove_if_empty(self._folder.root)
                 self._release()
-
-    def _flush(self) -> None:
-        layout = self._known_layout()
-        for index in sorted(self._unsynced):
-            sync_path(self._folder.file(layout.files[index].path))
-        self._unsynced.clear()
 
     def _release(self) -> None:
         self._open = False
@@ -324,6 +365,11 @@ class PartialItem:
     def _require_open(self) -> None:
         if not self._open:
             raise LocalProtocolError("the item is closed")
+
+    def _known_journal(self) -> Journal:
+        if self._journal is None:
+            raise LocalProtocolError("the item's info is not known yet")
+        return self._journal
 
     def _known_layout(self) -> Layout:
         if self.layout is None:

@@ -167,13 +167,16 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One expert's data: `images` in the training shard `train`, `heldout_images` in the shard `heldout`."""
+    """One expert's data: `images` in the training shard `train`, `heldout_images` in the shard `heldout`.
+
+    `variants`: which of the recipe's variants this expert may be, in rising order; empty: any of them."""
 
     index: int
     images: int
     heldout_images: int
     train: ContentRef
     heldout: ContentRef
+    variants: tuple[int, ...] = canonical.optional(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ class Manifest:
     `example_prompts`: captions to show newcomers (at most 64, 200 characters each).
     `restricted`: only the organiser, the `claimants` and nodes with the organiser's pass may claim roles and
     speak about checkpoints (`core.access`); anybody may hold and serve content.
+    `max_roles_per_node`: so many live claims of one key count (`core.assignment.honoured`), its newest.
     """
 
     format: int
@@ -214,6 +218,7 @@ class Manifest:
     example_prompts: tuple[str, ...]
     restricted: bool = canonical.optional(False)
     claimants: tuple[NodeId, ...] = canonical.optional(())
+    max_roles_per_node: int = canonical.optional(1)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= 64:
@@ -224,8 +229,13 @@ class Manifest:
             raise ValueError(f"a run has 1 to {MAX_CLUSTERS} clusters")
         if [cluster.index for cluster in self.clusters] != list(range(len(self.clusters))):
             raise ValueError("clusters are not numbered 0, 1, 2, …")
+        kinds = set(range(len(self.recipe.experts)))
+        if any(list(cluster.variants) != sorted(kinds & {*cluster.variants}) for cluster in self.clusters):
+            raise ValueError("a cluster's variants are not numbers of the recipe's, each once, rising")
         if not 0 <= self.replicas <= 64 or len(self.components) > 16:
             raise ValueError("replicas or components out of range")
+        if not 1 <= self.max_roles_per_node <= MAX_CLUSTERS + 1:
+            raise ValueError("max_roles_per_node is out of range")
         if len(self.example_prompts) > 64 or any(len(prompt) > 200 for prompt in self.example_prompts):
             raise ValueError("too many or too long example prompts")
         if len(self.claimants) > MAX_CLAIMANTS or any(len(key) != NODE_ID_BYTES for key in self.claimants):
@@ -238,23 +248,40 @@ class Manifest:
         """Every role of the run: the experts in order, then the router."""
         return (*(expert_role(cluster.index) for cluster in self.clusters), ROUTER)
 
-    def training(self, role: Role, variant: int = 0) -> Training:
-        """How `role` is trained (an expert as `variant`)."""
-        return self.recipe.router.training if role == ROUTER else self.recipe.experts[variant].training
+    def variants(self, role: Role) -> tuple[int, ...]:
+        """The variants that `role` may be, its default first: an expert's of the recipe's, the router's 0."""
+        if role == ROUTER:
+            return (0,)
+        return self._cluster(role).variants or tuple(range(len(self.recipe.experts)))
 
-    def architecture(self, role: Role, variant: int = 0) -> Architecture:
-        """The network of `role` (an expert as `variant`)."""
+    def training(self, role: Role, variant: int | None = None) -> Training:
+        """How `role` is trained (an expert as `variant`, its default for None)."""
+        return self.recipe.router.training if role == ROUTER else self._expert(role, variant).training
+
+    def architecture(self, role: Role, variant: int | None = None) -> Architecture:
+        """The network of `role` (an expert as `variant`, its default for None)."""
         recipe = self.recipe
-        return recipe.router.architecture if role == ROUTER else recipe.experts[variant].architecture
+        return recipe.router.architecture if role == ROUTER else self._expert(role, variant).architecture
 
     def initial(self, role: Role) -> tuple[ContentRef | None, ...]:
-        """The item each variant of `role` starts from, None for random weights."""
-        return () if role == ROUTER else tuple(variant.initial for variant in self.recipe.experts)
+        """The item each of the recipe's variants starts from as `role`; None for random weights, and for a
+        variant that the role may not be."""
+        if role == ROUTER:
+            return ()
+        allowed = self.variants(role)
+        experts = enumerate(self.recipe.experts)
+        return tuple(variant.initial if number in allowed else None for number, variant in experts)
 
     def shards(self, role: Role) -> tuple[ContentRef, ...]:
         """The items `role` needs for training: its own cluster's, or every cluster's for the router."""
-        wanted = self.clusters if role == ROUTER else (self.clusters[int(role.removeprefix("expert-"))],)
+        wanted = self.clusters if role == ROUTER else (self._cluster(role),)
         return tuple(ref for cluster in wanted for ref in (cluster.train, cluster.heldout))
+
+    def _cluster(self, role: Role) -> Cluster:
+        return self.clusters[int(role.removeprefix("expert-"))]
+
+    def _expert(self, role: Role, variant: int | None) -> ExpertVariant:
+        return self.recipe.experts[self.variants(role)[0] if variant is None else variant]
 
 
 @dataclass(frozen=True, slots=True)

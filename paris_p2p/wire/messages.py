@@ -1,18 +1,16 @@
 """The swarm protocol `/paris/swarm/1`: messages, frames, limits (normative text: docs/protocol/swarm.md).
 
-Owns: encoding and decoding of every message that two peers exchange about one content item, and the
-incremental `FrameDecoder`. Does not own: when a message may be sent (`core.session`) or the bytes'
-journey (`net`).
+Owns: encoding and decoding of every message that two peers exchange about one content item. Does not own:
+finding frames in a stream (`wire.frames`), when a message may be sent (`core.session`) or the bytes' journey
+(`net`).
 """
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import msgpack
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
+from paris_p2p.values import dataclass
 from paris_p2p.wire import bep52, canonical
 from paris_p2p.wire.identity import NODE_ID_BYTES
 
@@ -39,11 +37,11 @@ MAX_NAME_CHARS = 32
 IGNORE_UNKNOWN = "ignore-unknown"
 """A peer that offers this feature skips control messages whose name it does not know."""
 
-_HEADER = struct.Struct(">IB")
-_BLOCK_HEADER = struct.Struct(">II")
-_CONTROL, _BLOCK = 0, 1
-SCRATCH_BYTES = 4096  # received at once between blocks: what of a block comes with it is copied
-BLOCK_OVERHEAD = _HEADER.size + _BLOCK_HEADER.size
+HEADER = struct.Struct(">IB")
+BLOCK_HEADER = struct.Struct(">II")
+CONTROL, BLOCK = 0, 1
+"""Types of frames."""
+BLOCK_OVERHEAD = HEADER.size + BLOCK_HEADER.size
 
 BYE_DONE = 0
 BYE_UNKNOWN_ITEM = 1
@@ -328,40 +326,71 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 Frequent = Have | Request | Cancel | Reject
-"""Messages that come by the thousand: what they cost decides how many peers a node can serve."""
+"""Messages that come by the thousand: what they cost decides how many peers a node can serve. They are
+written and read here without the general encoding, to the same bytes."""
 
-_FREQUENT: dict[bytes, type[Frequent]] = {
-    b"\xa4h": Have,
-    b"\xa7r": Request,
-    b"\xa6c": Cancel,
-    b"\xa6r": Reject,
+_HEADS: dict[type[Frequent], bytes] = {
+    Have: b"\x92\xa4have\x81\xa5piece",
+    Request: b"\x92\xa7request\x83\xa6length",
+    Cancel: b"\x92\xa6cancel\x83\xa6length",
+    Reject: b"\x92\xa6reject\x83\xa6length",
 }
-"""By the bytes 1 and 2 of their payload: their name's length and first letter."""
-_MAX_FREQUENT_BYTES = 64
+"""What precedes their first number."""
+_FREQUENT: dict[bytes, Callable[..., Frequent]] = {head: kind for kind, head in _HEADS.items()}
+_HEAD_BYTES = {head[1]: len(head) for head in _FREQUENT}  # by the byte that begins their name
+_OFFSET, _PIECE = b"\xa6offset", b"\xa5piece"
+_NUMBERS = {0xCC: (1, 0x80), 0xCD: (2, 0x100), 0xCE: (4, 0x10000)}
+"""First byte of a number -> (bytes that follow, least value that needs so many)."""
+
+
+def _pack_number(value: int) -> bytes:
+    """As msgpack has it, 0 to 2**32 - 1: the shortest form."""
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x100:
+        return bytes((0xCC, value))
+    return b"\xcd" + value.to_bytes(2, "big") if value < 0x10000 else b"\xce" + value.to_bytes(4, "big")
+
+
+def _unpack_number(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and where it ends. Raises `LookupError` or `ValueError` if there is none."""
+    first = data[at]
+    if first < 0x80:
+        return first, at + 1
+    size, least = _NUMBERS[first]
+    end = at + 1 + size
+    value = int.from_bytes(data[at + 1 : end], "big")
+    if value < least or end > len(data):
+        raise ValueError("not the shortest form, or cut off")
+    return value, end
 
 
 def _pack_frequent(message: Frequent) -> bytes:
     """As `canonical.encode` has it: the fields in the order of their names."""
+    head = _HEADS[type(message)]
     if isinstance(message, Have):
-        return msgpack.packb(["have", {"piece": message.piece}])  # type: ignore[no-any-return]
-    fields = {"length": message.length, "offset": message.offset, "piece": message.piece}
-    return msgpack.packb([_NAMES[type(message)], fields])  # type: ignore[no-any-return]
+        return head + _pack_number(message.piece)
+    numbers = _pack_number(message.length), _pack_number(message.offset), _pack_number(message.piece)
+    return b"%b%b\xa6offset%b\xa5piece%b" % (head, *numbers)
 
 
 def _unpack_frequent(payload: bytes) -> Frequent | None:
     """None for everything that is not exactly the encoding of such a message."""
-    kind = _FREQUENT.get(payload[1:3])
-    if kind is None or len(payload) > _MAX_FREQUENT_BYTES:
-        return None
     try:
-        _, fields = msgpack.unpackb(payload)
-        values = [fields["piece"]] if kind is Have else [fields["piece"], fields["offset"], fields["length"]]
-        if any(type(value) is not int for value in values):  # True and 1.0 are other encodings' 1
+        begin = _HEAD_BYTES[payload[1]]
+        kind = _FREQUENT[payload[:begin]]
+        number, at = _unpack_number(payload, begin)
+        if kind is Have:
+            return Have(PieceIndex(number)) if at == len(payload) else None
+        if not payload.startswith(_OFFSET, at):
             return None
-        message = kind(*values)
-    except (ValueError, TypeError, LookupError, RecursionError, msgpack.exceptions.UnpackException):
-        return None  # whatever is wrong, the thorough way says
-    return message if _pack_frequent(message) == payload else None
+        offset, at = _unpack_number(payload, at + len(_OFFSET))
+        if not payload.startswith(_PIECE, at):
+            return None
+        piece, at = _unpack_number(payload, at + len(_PIECE))
+        return kind(PieceIndex(piece), offset, number) if at == len(payload) else None
+    except (LookupError, ValueError):
+        return None  # what is wrong, the thorough way says
 
 
 def encode(message: Control) -> bytes:
@@ -372,14 +401,14 @@ def encode(message: Control) -> bytes:
         payload = canonical.pack([_NAMES[type(message)], canonical.to_plain(message)])
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(f"a control message of {len(payload)} bytes")
-    return _HEADER.pack(1 + len(payload), _CONTROL) + payload
+    return HEADER.pack(1 + len(payload), CONTROL) + payload
 
 
 def block_header(piece: PieceIndex, offset: int, length: int) -> bytes:
     """The bytes that precede a block's `length` data bytes (so that the data need not be copied)."""
     if not 1 <= length <= MAX_BLOCK_BYTES:
         raise LocalProtocolError(f"a block of {length} bytes")
-    return _HEADER.pack(1 + _BLOCK_HEADER.size + length, _BLOCK) + _BLOCK_HEADER.pack(piece, offset)
+    return HEADER.pack(1 + BLOCK_HEADER.size + length, BLOCK) + BLOCK_HEADER.pack(piece, offset)
 
 
 def encode_block(block: Block) -> bytes:
@@ -387,7 +416,8 @@ def encode_block(block: Block) -> bytes:
     return block_header(block.piece, block.offset, len(block.data)) + block.data
 
 
-def _decode_control(payload: bytes) -> Control | Unknown:
+def decode_control(payload: bytes) -> Control | Unknown:
+    """The message in a frame of type `CONTROL`. Raises `RemoteProtocolError`."""
     frequent = _unpack_frequent(payload)
     if frequent is not None:
         return frequent
@@ -401,130 +431,3 @@ def _decode_control(payload: bytes) -> Control | Unknown:
     if kind is None:
         return Unknown(name)
     return canonical.from_plain(kind, plain[1], name)
-
-
-@dataclass(slots=True)
-class _Arriving:
-    """A block of which a part is here."""
-
-    piece: PieceIndex
-    offset: int
-    data: bytearray
-    here: int  # bytes
-
-
-class FrameDecoder:
-    """Bytes in, messages out; buffers at most one frame plus what was fed at once.
-
-    Bytes are either handed over (`feed`), or received in place: into `buffer()`, then `filled(count)`. A
-    block's data is then never copied. `max_block`: the longest block (bytes) to accept. `expects(piece,
-    offset, length)`: whether a block was asked for, so that nothing is set aside for one that was not.
-    After an error every call of `next_message` raises it again.
-    """
-
-    def __init__(
-        self,
-        max_block: int = MAX_BLOCK_BYTES,
-        expects: Callable[[PieceIndex, int, int], bool] = lambda piece, offset, length: True,
-    ) -> None:
-        self._limits = {_CONTROL: 1 + MAX_CONTROL_BYTES, _BLOCK: 1 + _BLOCK_HEADER.size + max_block}
-        self._expects = expects
-        self._buffer = bytearray()
-        self._start = 0
-        self._arriving: _Arriving | None = None
-        self._scratch = bytearray()  # made when it is first used
-        self._error: RemoteProtocolError | None = None
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Takes bytes as they came."""
-        block = self._arriving
-        if block is not None:
-            taken = min(len(data), len(block.data) - block.here)
-            block.data[block.here : block.here + taken] = data[:taken]
-            block.here += taken
-            data = data[taken:]
-        if self._start:
-            # Once per read, not once per message: what is moved is less than one frame.
-            del self._buffer[: self._start]
-            self._start = 0
-        self._buffer += data
-
-    def buffer(self) -> memoryview:
-        """Where to receive next (at least one byte); all messages must have been taken."""
-        block = self._arriving
-        if block is not None and block.here < len(block.data):
-            return memoryview(block.data)[block.here :]
-        if not self._scratch:
-            self._scratch = bytearray(SCRATCH_BYTES)
-        return memoryview(self._scratch)
-
-    def filled(self, count: int) -> None:
-        """`count` bytes were received into `buffer()`."""
-        block = self._arriving
-        if block is not None and block.here < len(block.data):
-            block.here += count
-        else:
-            self.feed(memoryview(self._scratch)[:count])
-
-    def next_message(self) -> Message | None:
-        """The next whole message, or None when more bytes are needed. Raises `RemoteProtocolError`."""
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._next()
-        except RemoteProtocolError as error:
-            self._error = error
-            self._buffer.clear()
-            self._start = 0
-            self._arriving = None
-            raise
-
-    def _next(self) -> Message | None:
-        if self._arriving is not None:
-            return self._arrived(self._arriving)
-        if len(self._buffer) - self._start < _HEADER.size:
-            return None
-        length, kind = _HEADER.unpack_from(self._buffer, self._start)
-        limit = self._limits.get(kind)
-        if limit is None:
-            raise RemoteProtocolError(f"a frame of unknown type {kind}")
-        if not 1 <= length <= limit:
-            raise RemoteProtocolError(f"a frame of {length} bytes, at most {limit} are allowed")
-        begin = self._start + _HEADER.size
-        end = begin + length - 1
-        if kind == _BLOCK:
-            return self._block(begin, end)
-        if len(self._buffer) < end:
-            return None
-        self._start = end
-        return _decode_control(self._bytes(begin, end))
-
-    def _bytes(self, begin: int, end: int) -> bytes:
-        with memoryview(self._buffer) as view:
-            return bytes(view[begin:end])
-
-    def _block(self, begin: int, end: int) -> Block | None:
-        length = end - begin - _BLOCK_HEADER.size
-        if length <= 0:
-            raise RemoteProtocolError("a block without data")
-        here = len(self._buffer) - begin - _BLOCK_HEADER.size
-        if here < 0:
-            return None
-        piece, offset = _BLOCK_HEADER.unpack_from(self._buffer, begin)
-        if not self._expects(PieceIndex(piece), offset, length):
-            raise RemoteProtocolError(f"a block that was not asked for: piece {piece} at {offset}")
-        if here >= length:
-            self._start = end
-            return Block(PieceIndex(piece), offset, self._bytes(begin + _BLOCK_HEADER.size, end))
-        data = bytearray(length)
-        data[:here] = self._buffer[begin + _BLOCK_HEADER.size :]
-        self._arriving = _Arriving(PieceIndex(piece), offset, data, here)
-        self._buffer.clear()
-        self._start = 0
-        return None
-
-    def _arrived(self, block: _Arriving) -> Block | None:
-        if block.here < len(block.data):
-            return None
-        self._arriving = None
-        return Block(block.piece, block.offset, block.data)

@@ -15,6 +15,7 @@ from paris_p2p.core.accept import (
     Standing,
     check_weights_header,
     choose_checkpoint,
+    fair_order,
     limit_per_holder,
     loss_refusal,
     measured_loss,
@@ -26,52 +27,27 @@ from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
-from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
     Architecture,
-    Captions,
     Cluster,
-    ExpertVariant,
-    Latents,
-    LeaseTimes,
-    Manifest,
-    Recipe,
-    RouterRecipe,
-    Sampling,
     TensorSpec,
-    Training,
     sign_manifest,
 )
 from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, HeaderTensor
 from paris_p2p.wire.terms import MARK_BITS
+from tests.samples import ORGANISER, TRAINING, manifest, recipe, variant
 
-ORGANISER = Identity(b"o" * 32)
-TRAINING = Training(100, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
 WEIGHT = TensorSpec("w", "F32", (256,))
 WEIGHT_BYTES = 1024
 NETWORK = Architecture("Net", {}, (WEIGHT,))
 SHARD = ContentRef(InfoHash(b"d" * 32), 9, 1 << 14)
 VARIANTS = (
-    ExpertVariant("flow", "flow_matching", NETWORK, TRAINING),
-    ExpertVariant("noise", "ddpm", NETWORK, dataclasses.replace(TRAINING, steps=200)),
+    variant(NETWORK, name="flow"),
+    variant(NETWORK, dataclasses.replace(TRAINING, steps=200), name="noise", objective="ddpm"),
 )
-MANIFEST = Manifest(
-    format=1,
-    name="run",
-    organiser=ORGANISER.node_id,
-    recipe=Recipe(
-        Latents("pixel", 1, 8, 8, 1.0, 0.0),
-        Captions(8, 16),
-        VARIANTS,
-        RouterRecipe(True, NETWORK, TRAINING),
-        Sampling(20, 2.0, 2, "euler"),
-        50,
-    ),
+MANIFEST = manifest(
+    recipe=recipe(VARIANTS, NETWORK),
     clusters=(Cluster(0, 1, 1, SHARD, SHARD), Cluster(1, 1, 1, SHARD, SHARD)),
-    components={},
-    lease=LeaseTimes(60.0, 20.0, 3.0, 10.0),
-    replicas=2,
-    example_prompts=(),
 )
 RUN = sign_manifest(MANIFEST, ORGANISER)
 ROLE = expert_role(1)
@@ -131,6 +107,14 @@ def test_a_statement_that_does_not_fit_is_refused_with_the_reason(
 def test_a_role_the_run_does_not_have_is_refused() -> None:
     role = Role("expert-2")
     assert refusal(statement(role=role), MANIFEST, role)
+
+
+def test_a_variant_that_the_role_may_not_be_is_refused() -> None:
+    only_noise = tuple(dataclasses.replace(cluster, variants=(1,)) for cluster in MANIFEST.clusters)
+    manifest = dataclasses.replace(MANIFEST, clusters=only_noise)
+    assert refusal(statement(variant=1, total_steps=200), manifest, ROLE) is None
+    assert "variant 0" in (refusal(statement(), manifest, ROLE) or "accepted")
+    assert refusal(statement(role=ROUTER), manifest, ROUTER) is None
 
 
 def test_a_router_has_no_second_variant() -> None:
@@ -273,3 +257,21 @@ def test_one_key_has_only_so_many_checkpoints_and_the_backed_ones_stay() -> None
     other = statement(holder=PEERS[0], step=1)
     kept = limit_per_holder([*many, other], {many[0]}, 2)
     assert set(kept) == {many[0], many[4], other}
+
+
+def test_a_key_that_announces_much_has_no_more_turns_than_others_and_no_place_of_its_choice() -> None:
+    flood = [bytes([n]) for n in range(50)]
+    new = {HOLDER: flood, PEERS[0]: [b"a"], PEERS[1]: [b"b"]}
+    orders = {tuple(fair_order(new, (), bytes([salt]))) for salt in range(20)}
+    assert all({b"a", b"b"} < set(order[:3]) and set(order) == {*flood, b"a", b"b"} for order in orders)
+    assert {order.index(b"a") for order in orders} == {0, 1, 2}
+
+
+def test_of_every_two_statements_verified_one_is_of_those_heard_first() -> None:
+    others = {NodeId(bytes([n]) * 32): [bytes([n])] for n in range(200, 210)}
+    order = fair_order(others | {HOLDER: [b"one", b"two", b"one"]}, {HOLDER}, b"salt")
+    assert (order[0], order[2], len(order)) == (b"one", b"two", 12)
+
+
+def test_a_statement_that_several_announce_is_verified_once() -> None:
+    assert fair_order({HOLDER: [b"it"], PEERS[0]: [b"it"]}, {HOLDER}, b"") == [b"it"]

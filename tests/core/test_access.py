@@ -10,21 +10,18 @@ from paris_p2p.errors import ConfigError, RemoteProtocolError
 from paris_p2p.ids import RunId, Term, expert_role
 from paris_p2p.wire.access_pass import Pass, check_pass, parse_pass_text, pass_text, sign_pass
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.manifest import Manifest, SignedManifest
+from paris_p2p.wire.manifest import SignedManifest
 from paris_p2p.wire.records import AttestRecord, ClaimRecord, MemberRecord, Record, role_scope
+from tests.samples import ORGANISER, manifest
 
-ORGANISER, ALICE, BOB = (Identity(letter * 32) for letter in (b"o", b"a", b"b"))
+ALICE, BOB = Identity(b"a" * 32), Identity(b"b" * 32)
 RUN = RunId(b"r" * 32)
 NOW = 1_750_000_000.0
 
 
 def run(**changed: Any) -> SignedManifest:
     """A run's manifest, as far as access is concerned."""
-    manifest = object.__new__(Manifest)
-    fields: dict[str, Any] = {"organiser": ORGANISER.node_id, "restricted": True, "claimants": ()}
-    for name, value in (fields | changed).items():
-        object.__setattr__(manifest, name, value)
-    return SignedManifest(manifest, RUN, b"")
+    return SignedManifest(manifest(**{"restricted": True, **changed}), RUN, b"")
 
 
 def leave(node: Identity = BOB, *, by: Identity = ORGANISER, run_id: RunId = RUN) -> bytes:

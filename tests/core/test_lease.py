@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paris_p2p.core.assignment import SeenClaim, View
-from paris_p2p.core.lease import MAX_ADRIFT_S, LeaseMachine
+from paris_p2p.core.lease import CHECK_CLOCKS_S, MAX_ADRIFT_S, LeaseMachine
 from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.core.lease_table import TRANSITIONS, Event, State, transition
 from paris_p2p.errors import LocalProtocolError
@@ -34,8 +34,11 @@ def term(number: int) -> Term:
 class Rig:
     """A machine, its clocks and the claims others have in the DHT. Stores take 0.1 s."""
 
-    def __init__(self, roles: tuple[Role, ...] = (A,), *, wanted: Role | None = None, seed: int = 0) -> None:
-        self.machine = LeaseMachine(ME, roles, TIMES, wanted=wanted, rng=random.Random(seed))
+    def __init__(
+        self, roles: tuple[Role, ...] = (A,), *, wanted: Role | None = None, seed: int = 0, limit: int = 1
+    ) -> None:
+        rng = random.Random(seed)
+        self.machine = LeaseMachine(ME, roles, TIMES, wanted=wanted, max_roles_per_node=limit, rng=rng)
         self.roles = roles
         self.seconds = 1000.0
         self.wall_offset = EPOCH
@@ -148,11 +151,17 @@ def test_a_bid_settles_for_the_full_wait_and_a_hold_for_half_of_it() -> None:
 def test_slow_stores_make_the_settling_longer_up_to_a_third_of_the_lease() -> None:
     rig = Rig().until(State.BIDDING)
     assert rig.machine.settle_wait_s == 3.0
-    for took, least in ((8.0, 8.0), (100.0, 20.0)):
+    for took, least in ((8.0, 8.0), (100.0, 14.0), (100.0, 17.0)):
         (write,) = _force_write(rig)
         rig.machine.stored(write, False, took, rig.now)
-        assert rig.machine.settle_wait_s >= least
-    assert rig.machine.settle_wait_s == 20.0
+        assert least <= rig.machine.settle_wait_s <= 20.0
+
+
+def test_one_store_that_the_machine_slept_through_does_not_pass_for_a_slow_network() -> None:
+    rig = Rig().until(State.BIDDING)
+    (write,) = _force_write(rig)
+    rig.machine.stored(write, False, 3600.0, rig.now)
+    assert rig.machine.settle_wait_s <= TIMES.ttl_s / 6 + 0.1
 
 
 def _force_write(rig: Rig) -> list[WriteClaim]:
@@ -376,6 +385,25 @@ def test_a_rival_that_claims_another_role_since_then_counts_no_longer_here() -> 
     rig.put(B, RIVAL, "hold", 1, since=-50, left=300)
     rig.until(State.HOLDING)
     assert rig.starts() == [(A, 4)]
+
+
+def test_where_the_run_allows_two_roles_a_key_both_claims_of_a_rival_count() -> None:
+    rig = Rig((A, B), limit=2)
+    rig.put(A, RIVAL, "hold", 3, since=-100, left=300)
+    rig.put(B, RIVAL, "hold", 1, since=-50, left=300)
+    rig.run(60.0)
+    assert rig.machine.state is State.IDLE and not rig.starts()
+
+
+def test_a_holder_wakes_when_its_lease_comes_into_doubt_and_else_only_to_compare_its_clocks() -> None:
+    rig = Rig().until(State.HOLDING)
+    rig.machine.step(None, rig.now)
+    checks, renewal = rig.machine.next_wakeup(), rig.machine.next_wakeup(even_clocks=True)
+    assert checks == rig.seconds + CHECK_CLOCKS_S < renewal <= rig.seconds + TIMES.renew_s
+    rig.store_ok = False
+    rig.run(30.0)  # every renewal fails
+    doubt = rig.machine.next_wakeup(even_clocks=True)
+    assert rig.machine.state is State.HOLDING and doubt <= rig.seconds + TIMES.renew_s / 4 * 1.5
 
 
 def test_a_holder_stops_when_a_checkpoint_of_a_newer_term_shows() -> None:

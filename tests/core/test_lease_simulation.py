@@ -4,14 +4,16 @@ The simulator is `benchmarks/claims_simulator.py`; these are its small, fast sce
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import claims
+from benchmarks.claims_report import Figures, code_digest, percentile
 from benchmarks.claims_simulator import TIMES, Scenario
 
 
-def figures(scenario: Scenario, seeds: int) -> list[claims.Figures]:
+def figures(scenario: Scenario, seeds: int) -> list[Figures]:
     return [claims.simulate(scenario, seed) for seed in range(seeds)]
 
 
@@ -28,8 +30,9 @@ def test_no_two_nodes_hold_one_role_and_every_role_is_held(nodes: int, loss: flo
 def test_a_dead_holders_role_is_taken_over_within_a_lease_and_25_seconds() -> None:
     scenario = Scenario(nodes=10, roles=5, loss=0.05, duration_s=420.0)
     taken = [seconds for one in figures(scenario, 16) for seconds in one.takeover_s]
-    assert len(taken) >= 8
-    assert max(taken) <= TIMES.ttl_s + 25.0
+    assert len(taken) >= 40
+    taken_p95 = percentile(taken, 0.95)
+    assert taken_p95 is not None and taken_p95 <= TIMES.ttl_s + 25.0
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.10])
@@ -59,3 +62,42 @@ def test_the_last_line_of_the_benchmark_is_json_with_the_promised_figures(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["double_holders"] == 0
     assert {"settle_p95_s", "takeover_p95_s", "heal_p95_s"} <= set(last)
+    assert last["bars"]["no_two_holders_of_a_term"] and last["bars"]["heal_every_run"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    claims.main(arguments)
+    return capsys.readouterr().out.splitlines()
+
+
+SMALL = ("--nodes", "3", "4", "--roles", "2", "--churn", "0")
+
+
+def test_a_matrix_run_in_slices_gives_the_figures_of_one_run_in_one_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(capsys, *SMALL, "--seeds", "3")
+    first, second = str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")
+    run(capsys, *SMALL, "--seeds", "2", "--out", first)
+    kept = Path(first).read_bytes()
+    run(capsys, *SMALL, "--seeds", "2", "--out", first)  # again: nothing is left to run
+    run(capsys, *SMALL, "--first-seed", "2", "--seeds", "1", "--out", second)
+    assert Path(first).read_bytes() == kept and len(kept.splitlines()) == 4
+    assert run(capsys, "--report", first, second) == whole
+
+
+def test_a_slice_that_was_cut_short_is_gone_on_with_and_one_of_other_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "slice.jsonl"
+    run(capsys, *SMALL, "--seeds", "1", "--out", str(path))
+    text = path.read_text()
+    path.write_text(text[:-9])  # killed in the middle of a line
+    run(capsys, *SMALL, "--seeds", "1", "--out", str(path))
+    assert path.read_text() == text
+    path.write_text(text.replace(code_digest(), "0" * 16))
+    with pytest.raises(SystemExit, match="of other code"):
+        claims.main(["--report", str(path)])
+    path.write_text("[]\n")
+    with pytest.raises(SystemExit, match="line 1 is not a run"):
+        claims.main(["--report", str(path)])

@@ -39,6 +39,9 @@ def test_sheets_and_index_are_written(tmp_path: Path) -> None:
     write_cards(tmp_path, cards, images, [f"{index}`.png" for index in range(101)])
     index = (tmp_path / "index.md").read_text()
     assert "## Cluster 1: 50 images" in index and "(cluster-01.png)" in index and "``" not in index
+    assert "Its expert is" not in index
+    write_cards(tmp_path, cards, images, [""] * 101, {1: ("small:ddpm",)})
+    assert (tmp_path / "index.md").read_text().count("Its expert is small:ddpm.") == 1
     with Image.open(tmp_path / "cluster-00.png") as picture:
         assert picture.size == (COLUMNS * TILE, COLUMNS * TILE)
 

@@ -90,6 +90,7 @@ def test_three_parts_on_three_machines_make_the_run_of_one_in_latent_space(
     load_vae(str(store.files(manifest.components["vae"].info_hash)))
     shard = load_shard(store.files(manifest.clusters[0].train.info_hash), manifest.recipe, 0)
     assert shard.latents.shape[1:] == (4, 8, 8) and len(shard) == manifest.clusters[0].images
+    assert {shard.latents.dtype, shard.captions.dtype, shard.uncond.dtype} == {torch.float16}
 
 
 def test_three_parts_of_digits_make_the_run_of_one(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_what_is_missing_foreign_or_damaged_is_named_before_a_merge(
     assert [part.share.index for part in parts.find_parts([two_parts])] == [1, 2]
     with pytest.raises(ConfigError, match=r"part 1/2 is given twice"):
         parts.find_parts([folder / "1-of-2", folder / "1-of-2", folder / "2-of-2"])
-    with pytest.raises(ConfigError, match=r"1 of 2 parts are missing .*: 2/2\. Run .*--shard 2/2"):
+    with pytest.raises(ConfigError, match=r"1 of 2 parts are missing .*: 2/2\. Name .*--shard 2/2"):
         parts.find_parts([folder / "1-of-2"])
     with pytest.raises(ConfigError, match=r"no finished part"):
         parts.find_parts([tmp_path])

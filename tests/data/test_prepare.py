@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -217,3 +218,17 @@ def test_initial_weights_become_items_of_the_run(options: PrepareOptions) -> Non
     assert ref is not None
     store = ContentStore(options.out / "store")
     assert (store.files(ref.info_hash) / "weights").read_bytes() == b"the same start"
+
+
+def test_an_expert_s_kind_may_be_chosen_and_is_then_no_other_s(prepared: Prepared) -> None:
+    options = replace(prepared.options, variant_of=((1, "tiny:ddpm"),), variants=("tiny-published",))
+    make_recipe = partial(preset, variants=options.kinds)
+    report = prepare(options, identity=ORGANISER, make_recipe=make_recipe, progress=lambda _: None)
+    manifest = check_manifest(report.manifest.read_bytes()).manifest
+    names = [one.name for one in manifest.recipe.experts]
+    assert names == ["tiny", "tiny-published", "tiny:ddpm"]
+    assert [manifest.variants(role) for role in manifest.roles] == [(0, 1), (2,), (0,)]
+    assert [one.variants for one in report.clusters] == [("tiny", "tiny-published"), ("tiny:ddpm",)]
+    assert "Its expert is tiny:ddpm." in (options.out / "cards" / "index.md").read_text()
+    with pytest.raises(ConfigError, match="expert-0 to expert-1"):
+        run(replace(options, variant_of=((2, "tiny:ddpm"),)))

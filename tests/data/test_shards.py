@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from paris_p2p.data.blocks import halved
 from paris_p2p.data.shards import FILE_NAME, held_out, pick_latents, pixel_latents, write_shard
 
 CAPTIONS = ["two", "one", "two"]
@@ -52,6 +53,26 @@ def test_a_shards_bytes_do_not_change(tmp_path: Path) -> None:
     assert write_example(tmp_path / "a").read_bytes() == write_example(tmp_path / "b").read_bytes()
     data = (tmp_path / "a" / FILE_NAME).read_bytes()
     assert hashlib.sha256(data).hexdigest()[:8] == "788001db"  # in every process
+
+
+def test_halves_stay_halves_in_half_the_bytes(tmp_path: Path) -> None:
+    latents, encodings = np.ones((6, 4, 8, 8), np.float32), np.ones((2, 7, 3), np.float32)
+    sizes = []
+    for name, half in (("full", np.asarray), ("half", halved)):
+        picked = pick_latents(half(latents), np.zeros((6, 8, 8, 3), np.uint8), np.arange(6))
+        encoded = half(encodings)
+        write_shard(tmp_path / name, 0, picked, ["a"] * 6, {"a": 1}, encoded, encoded[0])
+        sizes.append((tmp_path / name / FILE_NAME).stat().st_size)
+        with safe_open(tmp_path / name / FILE_NAME, framework="np") as shard:
+            for tensor in ("latents", "captions", "uncond"):
+                assert shard.get_tensor(tensor).dtype == encoded.dtype
+                assert (shard.get_tensor(tensor) == 1).all()
+    floats = latents.size + 2 * 7 * 3
+    assert floats * 2 - 64 <= sizes[0] - sizes[1] <= floats * 2 + 64
+
+
+def test_what_no_half_can_hold_is_held_at_the_end_of_its_range() -> None:
+    assert halved(np.array([1e6, -1e6, 0.5], np.float32)).tolist() == [65504.0, -65504.0, 0.5]
 
 
 def test_pixels_are_scaled_to_minus_one_to_one() -> None:

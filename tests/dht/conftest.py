@@ -48,10 +48,10 @@ def provide() -> Callable[..., SignedRecord]:
 
 @pytest.fixture
 def until() -> Until:
-    """Polls a condition, at most 40 s: generous, for a machine with other work."""
+    """Polls a condition, at most 240 s: generous, for a machine with other work."""
 
     async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        end = clock.monotonic() + 40.0
+        end = clock.monotonic() + 240.0
         while not await condition():
             assert clock.monotonic() < end, "the condition did not come true in time"
             await trio.sleep(0.05)

@@ -13,10 +13,17 @@ import msgpack
 import pytest
 
 from paris_p2p import clock
-from paris_p2p.dht import record_storage
-from paris_p2p.dht.hardened import RecordNode, RecordProtocol, Votes, believe, prune
+from paris_p2p.dht import hardened, record_storage
+from paris_p2p.dht.hardened import SMALL, RecordNode, RecordProtocol, Votes, believe, prune
 from paris_p2p.dht.membership import Membership, _Part
-from paris_p2p.dht.record_storage import MAX_OWNERS, RecordStorage, WriteThrough, deliverer, displaced
+from paris_p2p.dht.record_storage import (
+    MAX_OWNERS,
+    RecordStorage,
+    WriteThrough,
+    deliverer,
+    dictionary,
+    displaced,
+)
 from paris_p2p.dht.validator import RecordValidator
 from paris_p2p.wire.identity import Identity, peer_id_text
 from paris_p2p.wire.records import KINDS, ProvideRecord, SignedRecord, key_id, sign_record
@@ -333,6 +340,7 @@ async def test_what_other_nodes_said_of_a_record_is_counted() -> None:
     async def upstream(*_arguments: Any, **_options: Any) -> Any:
         return next(answers)
 
+    node.protocol = SimpleNamespace(routing_table=SimpleNamespace(uid_to_peer_id={}))
     node.store_many = store_many
     original, DHTProtocol.call_store = DHTProtocol.call_store, upstream
     try:
@@ -341,3 +349,37 @@ async def test_what_other_nodes_said_of_a_record_is_counted() -> None:
         ]
     finally:
         DHTProtocol.call_store = original
+
+
+def packing(neighbours: int, node: RecordNode | None = None) -> RecordNode:
+    node = RecordNode(_initialized_with_create=True) if node is None else node
+    table = dict.fromkeys(range(neighbours))
+    node.protocol = SimpleNamespace(routing_table=SimpleNamespace(uid_to_peer_id=table))
+    return node
+
+
+def keys_a_call(node: RecordNode) -> int:
+    with node._packing([b"%d" % n for n in range(16)]):
+        return hardened._keys_a_call.get() or 0
+
+
+def test_a_small_network_is_asked_for_every_key_in_one_call_and_a_large_one_as_upstream_does() -> None:
+    assert keys_a_call(packing(SMALL)) >= 16
+    assert keys_a_call(packing(SMALL + 1)) == 4
+    assert hardened._keys_a_call.get() is None
+
+
+def test_keys_that_hold_much_or_stay_unanswered_are_asked_for_in_smaller_calls() -> None:
+    node = packing(3)
+    key = DHTID.generate(b"7")
+    full = dictionary([(b"%d" % n, ValueWithExpiration(b"v" * 1000, NOW)) for n in range(1000)])
+    node._note_sizes([key], {key: (full, {})})
+    assert keys_a_call(node) == 1
+    for _ in range(100):
+        node._note_sizes([key], {key: (None, {})})
+    assert keys_a_call(node) >= 16
+    found = []
+    for _ in range(4):
+        node._note_sizes([key], None)
+        found.append(keys_a_call(node))
+    assert found == [3, 1, 1, 1]

@@ -165,6 +165,27 @@ async def test_a_stopped_worker_a_full_disk_and_a_stolen_port_are_survived(
             assert len(sockets) == 4  # two for each worker; none is left of the dead
 
 
+async def test_a_stopped_daemon_is_noticed_named_and_replaced(
+    configure: Configure, provide: Provide, until: Until, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DAEMON_HUNG_S", 1.0)
+    heard: list[Notice] = []
+    config = configure("b")
+    async with open_dht(config, on_notice=heard.append) as dht:
+        await dht.publish([provide(1, ITEM)])
+        before, addresses = await dht.info(), dht.addresses
+        os.kill(before.p2pd_pid, signal.SIGSTOP)
+
+        async def it_runs_again() -> bool:
+            return any(not notice.active for notice in heard)
+
+        await until(it_runs_again)
+        after = await dht.info()
+        assert "the DHT's libp2p daemon ended, or hung" in heard[0].text and not dht.notices
+        assert not runs(before.p2pd_pid) and not runs(before.worker_pid) and runs(after.p2pd_pid)
+        assert dht.addresses == addresses and await _owners(dht) == 1
+
+
 async def _owners(dht: Dht) -> int:
     return len(await dht.read("provide", ITEM))
 

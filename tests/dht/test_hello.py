@@ -14,6 +14,7 @@ from paris_p2p.dht.hello import (
     judge_hello,
 )
 from paris_p2p.wire import canonical
+from paris_p2p.wire.addresses import MAX_ADDRESS_CHARS
 
 NOW = 1_800_000_000.0
 
@@ -24,9 +25,9 @@ def test_our_own_greeting_is_sound() -> None:
 
 
 def test_only_addresses_that_fit_are_told() -> None:
-    longest = [f"/dns4/{n}{'h' * 100}/tcp" for n in range(5)]
-    assert all(len(address) <= 112 for address in longest)
-    data = encode_hello(NOW, ["/" * 113, *longest])
+    longest = [f"/dns4/{n}{'h' * 116}/tcp" for n in range(5)]
+    assert all(len(address) == MAX_ADDRESS_CHARS for address in longest)
+    data = encode_hello(NOW, ["/" * (MAX_ADDRESS_CHARS + 1), *longest])
     assert len(data) <= MAX_HELLO_BYTES
     assert judge_hello(data, NOW, NOW).addresses == tuple(longest[:3])
 

@@ -287,7 +287,7 @@ def test_the_client_imports_neither_hivemind_nor_torch() -> None:
         "import sys, paris_p2p.dht.client; "
         "assert not {'hivemind', 'torch', 'libp2p'} & {name.split('.')[0] for name in sys.modules}"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 def _claim(owner: int, ttl_s: float) -> SignedRecord:
@@ -320,7 +320,7 @@ async def _ended(process: "subprocess.Popen[bytes]") -> AsyncIterator[None]:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     try:
-        process.communicate(timeout=20)
+        process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

@@ -37,13 +37,18 @@ def test_the_small_network_learns_the_captions_and_is_read_back_the_same(tmp_pat
     real = shades()
     labels, names, of_captions = label_images(real.captions, real.clusters)
     assert (names, of_captions) == (("dark", "light"), True)
-    network = train_features(real.images, labels, names, tmp_path, seed=0, config=SMALL)
+    network = train_features(real.images, labels, names, tmp_path, seed=0, of="this run", config=SMALL)
     assert network.accuracy == 1.0
     again = load_features(tmp_path)
     assert (again.labels, again.accuracy) == (names, 1.0)
     assert np.array_equal(again.embed(real.images), network.embed(real.images))
     assert network.classify is not None
     assert [names[i] for i in network.classify(real.images)] == list(real.captions)
+    assert features.kept_features(tmp_path, "another run") is None
+    kept = features.kept_features(tmp_path, "this run")
+    assert kept is not None
+    assert kept.labels == names
+    assert features.kept_features(tmp_path / "nowhere", "this run") is None
 
 
 def test_many_captions_are_no_labels_the_clusters_are() -> None:
@@ -78,10 +83,31 @@ def test_prompts_are_as_frequent_as_in_the_data_and_follow_the_seed() -> None:
     assert prompts.count("dark") == pytest.approx(1500, abs=80)
 
 
+def test_where_captions_are_names_fidelity_asks_for_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shades(40)
+    named = dataclasses.replace(
+        real, captions=tuple(f"thing {number}" for number in range(40)), kinds=real.captions
+    )
+    network = features.FeatureNetwork(
+        "mean",
+        lambda images: images.flatten(1).double().numpy(),
+        ("dark", "light"),
+        lambda images: (images.mean(dim=(1, 2, 3)) > 0).long().numpy(),
+    )
+    asked = Asked(20, 5, 1.0, seed=3)
+    drawn = real.images[evaluation.drawn(named, asked)]
+    monkeypatch.setattr(evaluation, "generate", lambda *_: drawn)
+    contender = evaluation.Contender("the real ones", None)  # type: ignore[arg-type]  # nothing is sampled
+    for data, fidelity in ((named, 1.0), (real, 1.0), (dataclasses.replace(named, kinds=()), None)):
+        score, _ = evaluation.evaluate(contender, data, network.embed(real.images), network, asked)
+        assert score.fidelity == fidelity
+
+
 def test_the_report_lists_the_best_first() -> None:
     scores = (Score("a", 3.0, 0.5, 0.25, None, 1.0), Score("b", 2.0, 0.5, 0.25, 0.75, 1.0))
     report = Report("digits", "trained", 0.9, 100, 0.5, Asked(16, 5, 2.0, 0), scores)
     rows = [line for line in report.as_markdown().splitlines() if line.startswith("| ")][2:]
+    assert "No prompt fidelity" in report.as_markdown()
     assert rows == ["| b | 2.00 | 0.500 | 0.250 | 0.750 |", "| a | 3.00 | 0.500 | 0.250 | - |"]
     assert json.loads(report.as_json())["scores"][0]["frechet_distance"] == 3.0
 
@@ -121,8 +147,9 @@ def test_evaluating_writes_the_report_and_the_grids(
     for name in ("grid-model.png", "grid-real.png"):
         with Image.open(tmp_path / "report" / name) as picture:
             assert picture.size[0] > 96
-    again = dataclasses.replace(asked, features=str(tmp_path / "report" / "features"))
-    command.run(again, Output(as_json=True, stdout=io.StringIO()))
+    said = io.StringIO()
+    command.run(asked, Output(as_json=True, stdout=said))
+    assert json.loads(said.getvalue().splitlines()[0])["event"] == "features"  # not trained again
     assert json.loads((tmp_path / "report" / "report.json").read_text())["scores"][0]["frechet_distance"] == (
         pytest.approx(events[0]["frechet_distance"])
     )

@@ -84,6 +84,17 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     assert second == first
 
 
+def test_a_training_may_start_from_other_weights(tmp_path: Path) -> None:
+    recipe = toy_recipe(steps=4)
+    first = train(recipe, EXPERT, data(), data(), tmp_path / "first", device="cpu")
+    still = dataclasses.replace(recipe.experts[0].training, learning_rate=1e-12)
+    recipe = dataclasses.replace(
+        recipe, experts=(dataclasses.replace(recipe.experts[0], training=still),), checkpoint_interval_steps=4
+    )
+    again = train(recipe, EXPERT, data(), data(), tmp_path / "again", device="cpu", initial=first.weights)
+    assert again.heldout_loss == pytest.approx(first.heldout_loss)
+
+
 def _fail(done: int, total: int, loss: float) -> None:
     raise AssertionError("a step was made")
 

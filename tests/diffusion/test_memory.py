@@ -164,8 +164,9 @@ def test_the_first_variant_that_fits_is_taken_and_else_the_smallest(monkeypatch:
              enumerate(both.experts)]  # fmt: skip
     for free, variant in ((100 * needs[0], 0), (4 * needs[1], 1), (0, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
-        assert fitting_variant(both, Role("expert-0"), "cpu") == variant
-    assert fitting_variant(both, Role("router"), "cpu") == 0
+        assert fitting_variant(both, Role("expert-0"), "cpu", (0, 1)) == variant
+        assert fitting_variant(both, Role("expert-0"), "cpu", (1,)) == 1
+    assert fitting_variant(both, Role("router"), "cpu", (0,)) == 0
 
 
 def test_the_cpu_s_free_memory_is_known() -> None:

@@ -88,3 +88,16 @@ def test_what_leaves_another_device_may_wait_in_main_memory() -> None:
     cpu.get("a")
     cpu.get("b")
     assert cpu.waiting == {}  # main memory is where they already were
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_what_leaves_a_gpu_frees_its_memory_and_comes_back_the_same() -> None:
+    shelf = {name: Shelved(lambda: nn.Linear(1024, 1024), 1024 * 1025 * 4) for name in "ab"}
+    resident = Residency(shelf, 1024 * 1025 * 4, offload=True, device=torch.device("cuda"))
+    before = torch.cuda.memory_allocated()
+    weight = next(resident.get("a").parameters()).detach().cpu()
+    resident.get("b")
+    assert torch.cuda.memory_allocated() - before < 1.5 * shelf["a"].size
+    assert torch.equal(next(resident.get("a").parameters()).detach().cpu(), weight)
+    assert resident.loads == {"a": 1, "b": 1}

@@ -19,9 +19,29 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert loaded.cluster == 1
 
 
+def test_a_shard_in_half_precision_is_read_as_one_in_full(tmp_path: Path) -> None:
+    shard = toy_shard(0)
+    halves = {name: getattr(shard, name).half() for name in ("latents", "captions", "uncond")}
+    loaded = load_shard(write_shard(tmp_path, shard, **halves), toy_recipe(), 0)
+    assert loaded.captions.dtype == torch.float16
+    alone = Examples([loaded]).gather(torch.tensor([3]))
+    assert (alone.latents.dtype, alone.text.dtype, alone.uncond.dtype) == (
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    )
+    batch = Examples([loaded, shard]).gather(torch.tensor([3, 23]))
+    assert {part.dtype for part in (batch.latents, batch.text, batch.uncond)} == {torch.float32}
+    assert torch.equal(alone.text[0].float(), batch.text[0])
+    for part in (batch.latents, batch.text):
+        assert torch.allclose(part[0], part[1], rtol=1e-3, atol=1e-6) and not torch.equal(part[0], part[1])
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "match"),
     [
+        ("captions", torch.zeros(3, TOKENS, WIDTH, dtype=torch.bfloat16), "bfloat16"),
+        ("caption_index", torch.zeros(20, dtype=torch.float16), "float16"),
         ("latents", torch.zeros(20, 3, 8, 8), r"latents is .* \(20, 3, 8, 8\)"),
         ("latents", torch.zeros(20, 1, 8, 8, dtype=torch.float64), "float64"),
         ("captions", torch.zeros(3, TOKENS + 1, WIDTH), "captions"),

@@ -10,7 +10,7 @@ import pytest
 
 from paris_node.commands.train_monolithic import MonolithicRequest, run
 from paris_p2p.diffusion.pipeline import ParisPipeline
-from paris_p2p.errors import ConfigError
+from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.manifest import Cluster, SignedManifest, sign_manifest
@@ -67,3 +67,17 @@ def test_a_variant_that_the_recipe_lacks_and_data_that_is_gone_are_named(
     ContentStore(tmp_path / "store").remove(signed.manifest.clusters[1].train.info_hash)
     with pytest.raises(ConfigError, match="run prepare again"):
         run(request(tmp_path), Output(as_json=True, stdout=io.StringIO()))
+
+
+def test_another_interrupted_training_and_a_folder_of_something_else_are_refused_first(
+    tmp_path: Path, make_components: Callable[[], dict[str, Path]]
+) -> None:
+    prepared(tmp_path, make_components())
+    quiet = Output(as_json=True, stdout=io.StringIO())
+    with pytest.raises(StoreError, match="not a model"):
+        run(request(tmp_path, out=tmp_path / "store"), quiet)
+    left = tmp_path / ".model.training"
+    left.mkdir()
+    (left / "of.txt").write_text("run 00, variant 0, 6 x 16\n")
+    with pytest.raises(ConfigError, match="other options"):
+        run(request(tmp_path), quiet)

@@ -17,7 +17,7 @@ from paris_p2p.workers.spawn import Worker, WorkerDied, open_worker
 
 from .conftest import toy_manifest, toy_recipe, toy_shard, toy_trainer, write_shard
 
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 
 
 def start_message(root: Path, recipe: Recipe, resume: str | None = None, out: str = "out") -> dict[str, Any]:

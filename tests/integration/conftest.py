@@ -1,7 +1,14 @@
-"""Real processes on loopback, driven as a script would drive them: JSON lines and exit codes."""
+"""Real processes on loopback, driven as a script would drive them: JSON lines and exit codes.
 
+Commands that use no network and import torch run inside the test's process where a process of their own is
+not the point: each would spend 6 to 9 CPU seconds on imports. The demo runs all of them as processes.
+"""
+
+import contextlib
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,19 +19,61 @@ from typing import Any
 import psutil
 import pytest
 
+from paris_node.cli import app
+
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
 
 Event = dict[str, Any]
 
 
-class Program:
-    """One running program whose stdout goes to a file; `wait_for` polls it with a deadline."""
+class Said:
+    """What a program or a command says: its stdout and stderr go to files."""
 
-    def __init__(self, folder: Path, module: str, arguments: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, module: str, arguments: Sequence[str]) -> None:
         number = len(list(folder.glob("*.out")))
         name = f"{number:02d}-{module}-{arguments[0].strip('-/')[:16]}"
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
+
+    @property
+    def events(self) -> list[Event]:
+        """Every complete JSON line so far; anything else on stdout fails the test."""
+        lines = self.out.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def tail(self) -> str:
+        """The end of what it logged."""
+        return self.err.read_text(errors="replace")[-3000:]
+
+
+class Command(Said):
+    """One `paris-node` command that ran in this process."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], home: Path) -> None:
+        super().__init__(folder, "here", arguments)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        levels = {name: logging.getLogger(name).level for name in ("paris_p2p", "paris_node")}
+        with self.out.open("w") as out, self.err.open("w") as err, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "cache"))  # so that the command leaves it be
+            try:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    self._code = int(app([*arguments, "--json", "--home", str(home)], standalone_mode=False))
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                for name, level in levels.items():
+                    logging.getLogger(name).setLevel(level)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self._code
+
+
+class Program(Said):
+    """One running program; `wait_for` polls what it says with a deadline."""
+
+    def __init__(self, folder: Path, module: str, arguments: Sequence[str], env: dict[str, str]) -> None:
+        super().__init__(folder, module, arguments)
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -34,12 +83,6 @@ class Program:
                 env={**os.environ, **env},
                 start_new_session=True,
             )
-
-    @property
-    def events(self) -> list[Event]:
-        """Every complete JSON line so far; anything else on stdout fails the test."""
-        lines = self.out.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
 
     def wait_for(self, matches: Callable[[Event], bool], deadline_s: float = DEADLINE_S) -> Event:
         """The first event that `matches`, as soon as it is there."""
@@ -61,10 +104,6 @@ class Program:
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
         """Its exit code."""
         return self.process.wait(deadline_s)
-
-    def tail(self) -> str:
-        """The end of what it logged."""
-        return self.err.read_text(errors="replace")[-3000:]
 
 
 class Stage:
@@ -92,6 +131,10 @@ class Stage:
     def node(self, *arguments: object, home: str, env: dict[str, str] | None = None) -> Program:
         """Start `paris-node arguments… --json --home …`."""
         return self.start("paris_node", *arguments, "--json", "--home", self.home(home), env=env)
+
+    def here(self, *arguments: object, home: str) -> Command:
+        """Run `paris-node arguments… --json --home …` to its end, in this process."""
+        return Command(self.logs, [str(argument) for argument in arguments], self.home(home))
 
     def bootstrap(self, home: str = "bootstrap", env: dict[str, str] | None = None) -> tuple[Program, str]:
         """Start a bootstrap node; itself and its address."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def draw_images(folder: Path, count: int, captions: bool = True) -> Path:
 def prepared(stage: Any) -> Path:
     """A small run of two clusters."""
     source, out = draw_images(stage.folder / "pictures", 40), Path(stage.folder / "run")
-    program = stage.node("prepare", source, "--out", out, "--clusters", 2, "--steps", 8, home="organiser")
+    program = stage.here("prepare", source, "--out", out, "--clusters", 2, "--steps", 8, home="organiser")
     assert program.wait() == 0, program.tail()
     return out
 
@@ -44,6 +44,14 @@ def prepared(stage: Any) -> Path:
 def network(stage: Any) -> str:
     """A bootstrap node's address."""
     return str(stage.bootstrap()[1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeker(stage: Any, network: str) -> Any:
+    """A node that looks for a run where there is none: it takes its time, so the other tests go on."""
+    return stage.node(
+        "join", "--bootstrap", network, "--listen", LOOPBACK, "--run", "no-such-run", home="seeker"
+    )
 
 
 def refused(program: Any, code: int, *words: str) -> None:
@@ -89,13 +97,6 @@ def test_a_clock_ten_seconds_off_is_said_with_its_direction(stage: Any, network:
     refused(program, 3, "clock", "behind")
 
 
-def test_a_network_without_a_run_is_said(stage: Any, network: str) -> None:
-    program = stage.node(
-        "join", "--bootstrap", network, "--listen", LOOPBACK, "--run", "no-such-run", home="a"
-    )
-    refused(program, 3, "no-such-run")
-
-
 def test_a_folder_without_images_is_refused(stage: Any) -> None:
     empty = stage.folder / "empty"
     empty.mkdir()
@@ -105,13 +106,13 @@ def test_a_folder_without_images_is_refused(stage: Any) -> None:
 
 def test_missing_captions_are_refused_with_the_convention(stage: Any) -> None:
     source = draw_images(stage.folder / "no-captions", 12, captions=False)
-    program = stage.node("prepare", source, "--out", stage.folder / "out-captions", home="a")
+    program = stage.here("prepare", source, "--out", stage.folder / "out-captions", home="a")
     refused(program, 2, "metadata.jsonl", ".txt")
 
 
 def test_more_clusters_than_images_are_refused(stage: Any) -> None:
     source = draw_images(stage.folder / "three", 3)
-    program = stage.node("prepare", source, "--clusters", 8, "--out", stage.folder / "out-clusters", home="a")
+    program = stage.here("prepare", source, "--clusters", 8, "--out", stage.folder / "out-clusters", home="a")
     refused(program, 2, "3", "8")
 
 
@@ -135,6 +136,10 @@ def test_a_damaged_item_is_found_before_it_is_published(stage: Any, prepared: Pa
     refused(program, 2, "damaged")
 
 
+def test_a_network_without_a_run_is_said(seeker: Any) -> None:
+    refused(seeker, 3, "no-such-run")
+
+
 def test_a_shard_changed_at_a_seeder_is_refused_and_had_from_another(
     stage: Any, prepared: Path, network: str
 ) -> None:
@@ -150,20 +155,28 @@ def test_a_shard_changed_at_a_seeder_is_refused_and_had_from_another(
     wait_for_text(node, "is banned")
     good = stage.node("publish", prepared, "--bootstrap", network, "--listen", LOOPBACK, home="honest")
     good.wait_event("published")
-    node.wait_event("finished")
     good_shards = {path.read_bytes() for path in (prepared / "store").rglob("shard.safetensors")}
-    had = [path.read_bytes() for path in (stage.home("victim") / "store").rglob("shard.safetensors")]
-    assert had and all(data in good_shards for data in had)
+
+    def has_good_shards() -> bool:
+        had = [path.read_bytes() for path in (stage.home("victim") / "store").rglob("shard.safetensors")]
+        return len(had) >= 2 and all(data in good_shards for data in had)
+
+    wait_until(node, has_good_shards)  # the one to train on, and the one held out
+    node.process.kill()  # what it would train of them is no matter here
 
 
 def wait_for_text(program: Any, text: str) -> None:
     """Until the program's log says `text`."""
-    for _ in range(1200):
-        if text in program.err.read_text():
-            return
+    wait_until(program, lambda: text in program.err.read_text())
+
+
+def wait_until(program: Any, condition: Callable[[], bool]) -> None:
+    """Until `condition` holds; the program must not end before."""
+    until = time.monotonic() + 600  # noqa: TID251 - a test's own deadline
+    while not condition():
         assert program.process.poll() is None, program.tail()
+        assert time.monotonic() < until, program.tail()  # noqa: TID251 - a test's own deadline
         time.sleep(0.05)
-    raise AssertionError(program.tail())
 
 
 def flip_last_byte(path: Path) -> None:
@@ -224,5 +237,5 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 
 def test_preparing_on_a_full_disk_says_how_much_is_missing(stage: Any, small_disk: Path) -> None:
-    program = stage.node("prepare", "digits", "--out", small_disk / "run", home="a")
+    program = stage.here("prepare", "digits", "--out", small_disk / "run", home="a")
     refused(program, 2, "disk full", str(small_disk))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-STEPS = 80
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +26,8 @@ def prepared(stage: Any) -> Path:
             f'{{"file_name": "{number}.png", "text": "a {"bright" if number % 2 else "dark"} picture"}}'
         )
     (source / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    program = stage.node(
-        "prepare",
-        source,
-        "--out",
-        out,
-        "--clusters",
-        2,
-        "--steps",
-        STEPS,
-        "--name",
-        "small",
-        home="organiser",
-    )
+    options = ("--clusters", 2, "--steps", STEPS, "--name", "small")
+    program = stage.here("prepare", source, "--out", out, *options, home="organiser")
     assert program.wait() == 0, program.tail()
     event = program.events[-1]
     assert event["event"] == "prepared" and event["skipped"] == 0
@@ -86,13 +75,11 @@ def test_an_interrupted_node_checkpoints_releases_and_goes_on_where_it_was(stage
 
 def _wait_until_checked(stage: Any, network: str, name: str) -> None:
     """Until the organiser has checked the last step of role `name`: till then an older checked one counts."""
-    for _ in range(60):
-        status = stage.node("status", "--once", "--bootstrap", network, "--listen", LOOPBACK, home="onlooker")
-        assert status.wait() == 0, status.tail()
-        role = next(role for role in status.events[-1]["roles"] if role["role"] == name)
-        if role["state"] == "finished" and role["checked"]:
-            return
-    raise AssertionError(f"{name} was not checked: {role}")
+    status = stage.node("status", "--bootstrap", network, "--listen", LOOPBACK, home="onlooker")
+    done = (name, "finished", True)
+    status.wait_for(lambda e: done in [(role["role"], role["state"], role["checked"]) for role in e["roles"]])
+    status.process.send_signal(signal.SIGINT)
+    assert status.wait() == 130, status.tail()
 
 
 def test_what_there_is_of_a_model_can_be_fetched_and_used(stage: Any, network: str) -> None:
@@ -104,7 +91,7 @@ def test_what_there_is_of_a_model_can_be_fetched_and_used(stage: Any, network: s
     model = program.events[-1]
     assert model["event"] == "model" and model["missing"] == ["expert-1", "router"]
     assert model["roles"]["expert-0"]["step"] == STEPS
-    drawn = stage.node("generate", "a bright picture", "--out", stage.folder / "partial", home="early")
+    drawn = stage.here("generate", "a bright picture", "--out", stage.folder / "partial", home="early")
     assert drawn.wait() == 0, drawn.tail()
     assert list(drawn.events[-1]["experts"]) == ["expert_0"]
 
@@ -142,7 +129,7 @@ def test_the_whole_model_is_fetched_and_draws_the_same_image_for_the_same_seed(
     images = []
     for out in ("one", "two"):
         options = ("--seed", 7, "--steps", 4, "--top-k", 1, "--out", stage.folder / out)
-        drawn = stage.node("generate", "a dark picture", *options, home="bob")
+        drawn = stage.here("generate", "a dark picture", *options, home="bob")
         assert drawn.wait() == 0, drawn.tail()
         with Image.open(drawn.events[-1]["paths"][0]) as image:
             assert (image.info["prompt"], image.info["seed"], image.info["top_k"]) == (

@@ -15,7 +15,7 @@ from paris_p2p.wire.torrent import read_torrent
 
 FAST = "/ip4/127.0.0.1/tcp/0/tls"
 SIZES = {"weights.bin": 3_000_001, "sub/config.json": 400, "sub/empty": 0, "index": 40_000}
-LIBTORRENT_S = 30.0
+LIBTORRENT_S = 200.0
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sklearn.svm import SVC
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ROLES = ("expert-0", "expert-1", "expert-2", "expert-3", "router")
-DEMO_DEADLINE_S = 420.0
+DEMO_DEADLINE_S = 900.0
 
 
 @dataclass(frozen=True)

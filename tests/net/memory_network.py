@@ -38,7 +38,8 @@ async def at_once(job: Callable[[], T]) -> T:
 class MemoryStream:
     """One end of a memory pipe with latency; all streams of a node share its `uplink`."""
 
-    def __init__(self, stream: trio.abc.Stream, uplink: trio.Lock) -> None:
+    def __init__(self, stream: trio.abc.Stream, uplink: trio.Lock, place: str = "") -> None:
+        self.place = place
         self._stream = stream
         self._uplink = uplink
 
@@ -86,6 +87,7 @@ class MemoryNetwork:
         self._hub = hub
         self.node_id = Identity(bytes([number]) * 32).node_id
         self.addresses = (f"/memory/{number}/p2p/{peer_id_text(self.node_id)}",)
+        self.place = ""
         self._handler: StreamHandler | None = None
         self.uplink = trio.Lock()
         self._accepted: set[trio.CancelScope] = set()
@@ -105,7 +107,8 @@ class MemoryNetwork:
         if target is None or target._handler is None:
             raise TransportError("nobody there")
         here, there = trio.testing.memory_stream_pair()
-        self._hub.nursery.start_soon(target._accept, self.node_id, MemoryStream(there, target.uplink))
+        theirs = MemoryStream(there, target.uplink, self.place)
+        self._hub.nursery.start_soon(target._accept, self.node_id, theirs)
         return MemoryStream(here, self.uplink)
 
     async def _accept(self, node_id: NodeId, stream: ByteStream) -> None:

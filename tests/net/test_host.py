@@ -83,7 +83,7 @@ async def test_streams_carry_bytes_and_the_dialler_s_identity() -> None:
         stream = await a.dial(as_peer(b.addresses))
         await stream.send_all(sent)
         await stream.aclose()
-        with trio.fail_after(20):
+        with trio.fail_after(200):
             await done.wait()
     assert bytes(received) == sent and who == [identity(1).node_id]
 
@@ -125,6 +125,36 @@ async def test_a_connection_without_streams_is_closed_and_one_in_use_is_kept(
             await trio.sleep(1.5)
             assert len(a._network.get_connections()) == 1
             await used.send_all(b"still here")
+
+
+async def test_one_place_gets_so_many_connections_and_streams_say_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Loopback is no place: here every address is one."""
+    monkeypatch.setattr("paris_p2p.net.host.place", lambda host: f"net of {host}")
+    monkeypatch.setattr("paris_p2p.net.host.MAX_PER_PLACE", 2)
+    places: list[str] = []
+
+    async def note(node_id: NodeId, stream: ByteStream) -> None:
+        places.append(stream.place)
+        await trio.sleep_forever()
+
+    with trio.fail_after(60):
+        async with (
+            open_host(identity(1), LOOPBACK) as target,
+            open_host(identity(2), LOOPBACK) as first,
+            open_host(identity(3), LOOPBACK) as second,
+            open_host(identity(4), LOOPBACK) as third,
+        ):
+            target.serve(note)
+            streams = [await host.dial(as_peer(target.addresses)) for host in (first, second)]
+            await streams[0].send_all(b"here")
+            with pytest.raises(TransportError):
+                await third.dial(as_peer(target.addresses))
+            await streams[1].send_all(b"still here")
+            while len(places) < 2:
+                await trio.sleep(0.05)
+    assert places == ["net of 127.0.0.1"] * 2
 
 
 async def stay(node_id: NodeId, stream: ByteStream) -> None:

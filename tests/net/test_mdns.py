@@ -11,7 +11,7 @@ from paris_p2p.net.mdns import MAX_NODES, SERVICE, Lan, announcement, open_lan, 
 from paris_p2p.net.transport import Peer
 from paris_p2p.wire.identity import peer_id_text
 
-NEAR_S = 20.0
+NEAR_S = 120.0
 
 
 def node(number: int) -> NodeId:

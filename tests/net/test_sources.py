@@ -1,7 +1,7 @@
 """Known sources of one item: backoff, and who is due."""
 
 from paris_p2p.ids import NodeId
-from paris_p2p.net.sources import FIRST_BACKOFF_S, MAX_BACKOFF_S, MAX_SOURCES, Sources
+from paris_p2p.net.sources import FIRST_BACKOFF_S, GIVE_WAY_S, MAX_BACKOFF_S, MAX_SOURCES, Sources
 from paris_p2p.net.transport import Peer
 
 
@@ -105,3 +105,16 @@ def test_a_new_exchanged_peer_replaces_only_one_that_failed() -> None:
     assert sources.add([peer(9000)], exchanged=True)
     due = sources.due(100.0, set(), nobody_banned)
     assert peer(9000) in due and peer(7) not in due
+
+
+def test_of_two_that_hear_of_each_other_the_greater_waits_for_the_call() -> None:
+    low, high = peer(1), peer(2)
+    lower, higher = Sources(low.node_id), Sources(high.node_id)
+    lower.add([high], exchanged=True, now=5.0)
+    higher.add([low], exchanged=True, now=5.0)
+    assert lower.due(5.0, set(), nobody_banned) == [high]
+    assert higher.due(5.0, set(), nobody_banned) == []
+    assert higher.due(5.0 + GIVE_WAY_S, set(), nobody_banned) == [low]
+    higher = Sources(high.node_id)
+    higher.add([low], now=5.0)  # found, not told: who knows whether the other has heard of us
+    assert higher.due(5.0, set(), nobody_banned) == [low]

@@ -401,6 +401,8 @@ async def test_honest_peers_that_meet_in_the_middle_of_a_fetch_never_ban_each_ot
 class ScriptedStream:
     """A stranger's end: says `first`, then `then` as often as it is read; takes `takes` writes, if given."""
 
+    place = ""
+
     def __init__(
         self, first: bytes, then: bytes = b"", takes: int | None = None, delay_s: float = 0.0
     ) -> None:

@@ -1,7 +1,6 @@
 """A network in memory: nodes with real homes and stores, a DHT that checks every record, a swarm that
 copies verified items between stores, and a trainer that follows a script. Time is trio's mock clock."""
 
-import dataclasses
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,20 +30,9 @@ from paris_p2p.wire.checkpoint import CheckpointStatement, sign_statement, state
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
-    FORMAT,
-    Architecture,
-    Captions,
     Cluster,
-    ExpertVariant,
-    Latents,
     LeaseTimes,
-    Manifest,
-    Recipe,
-    RouterRecipe,
-    Sampling,
     SignedManifest,
-    TensorSpec,
-    Training,
     sign_manifest,
 )
 from paris_p2p.wire.records import (
@@ -65,12 +53,12 @@ from paris_p2p.wire.records import (
 )
 from paris_p2p.wire.terms import make_term
 from paris_p2p.workers.nursery import open_inner_nursery
+from tests import samples
+from tests.samples import ORGANISER, TRAINING, manifest, recipe
 
 START_UNIX = 1_750_000_000.0
-STEPS = 100
+STEPS = TRAINING.steps
 LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
-TENSORS = {"expert": (TensorSpec("w", "F32", (2, 3)),), "router": (TensorSpec("r", "F32", (4,)),)}
-ORGANISER = Identity(b"o" * 32)
 
 Event = dict[str, Any]
 Script = Callable[["Trainer"], Awaitable[None]]
@@ -207,7 +195,7 @@ class Trainer:
 
 def write_checkpoint(folder: Path, role: Role, content: str) -> None:
     """The two folders a trainer makes; `content` decides the bytes."""
-    spec = TENSORS["router" if role == ROUTER else "expert"][0]
+    spec = (samples.ROUTER if role == ROUTER else samples.EXPERT).tensors[0]
     (folder / "weights").mkdir(parents=True)
     (folder / "resume").mkdir()
     value = np.full(spec.shape, float(sum(content.encode())), dtype=np.float32)
@@ -255,35 +243,28 @@ class World:
     # --- the run ---------------------------------------------------------------------------------
 
     def make_run(
-        self, name: str, *, clusters: int = 1, lease: LeaseTimes = LEASE, **changed: Any
+        self,
+        name: str,
+        *,
+        clusters: int = 1,
+        lease: LeaseTimes = LEASE,
+        variants: tuple[int, ...] = (),
+        **changed: Any,
     ) -> SignedManifest:
-        """A run whose items are in `prepared`; `changed`: other fields of its manifest."""
-        training = Training(STEPS, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7)
-        variant = ExpertVariant(
-            "tiny", "flow_matching", Architecture("PixArtTransformer2DModel", {}, TENSORS["expert"]), training
-        )
-        manifest = Manifest(
-            format=FORMAT,
-            name=name,
-            organiser=ORGANISER.node_id,
-            recipe=Recipe(
-                Latents("pixel", 1, 8, 8, 1.0, 0.0),
-                Captions(8, 16),
-                (variant,),
-                RouterRecipe(True, Architecture("Router", {}, TENSORS["router"]), training),
-                Sampling(20, 2.0, 2, "euler"),
-                25,
-            ),
-            clusters=tuple(
-                Cluster(n, 10, 2, self.item(f"cluster-{n}-train"), self.item(f"cluster-{n}-heldout"))
-                for n in range(clusters)
-            ),
-            components={"text_encoder": self.item("text_encoder"), "tokenizer": self.item("tokenizer")},
-            lease=lease,
-            replicas=1,
-            example_prompts=("a seven",),
-        )
-        signed = sign_manifest(dataclasses.replace(manifest, **changed), ORGANISER)
+        """A run whose items are in `prepared`; `variants`: those its experts may be; `changed`: other fields
+        of its manifest."""
+        shards = [
+            (self.item(f"cluster-{n}-train"), self.item(f"cluster-{n}-heldout")) for n in range(clusters)
+        ]
+        fields: dict[str, Any] = {
+            "name": name,
+            "recipe": recipe(interval=25),
+            "clusters": tuple(Cluster(n, 10, 2, *pair, variants) for n, pair in enumerate(shards)),
+            "components": {name: self.item(name) for name in ("text_encoder", "tokenizer")},
+            "lease": lease,
+            "replicas": 1,
+        }
+        signed = sign_manifest(manifest(**(fields | changed)), ORGANISER)
         (self.folder / "prepared" / "manifest.paris").write_bytes(signed.data)
         return signed
 

@@ -9,6 +9,7 @@ from paris_node.announcer import PROVIDE_TTL_S, Announcer
 from paris_p2p import clock
 from paris_p2p.errors import TransportError
 from paris_p2p.ids import Role
+from paris_p2p.wire.addresses import MAX_ADDRESS_CHARS
 from paris_p2p.wire.records import MAX_ADDRESSES, ProvideRecord, RunRecord, role_scope
 
 LOOK_S = 3.0
@@ -119,7 +120,7 @@ async def test_a_checkpoint_is_announced_with_its_two_items(
 async def test_addresses_that_no_record_can_hold_are_left_out(
     world: Any, network: Any, item: Any, autojump_clock: Any
 ) -> None:
-    long = "/dns4/" + "x" * 120 + "/tcp/4001"
+    long = "/dns4/" + "x" * MAX_ADDRESS_CHARS + "/tcp/4001"
     network.swarm.addresses = (long, *(f"/ip4/127.0.0.1/tcp/{port}" for port in range(1, 6)))
     announcer = Announcer(network)
     announcer.provide([item.info_hash])
@@ -143,7 +144,7 @@ async def test_the_largest_checkpoint_announcement_fits_a_record(
         parent=b"p" * 32,
         variant=1 << 20,
     )
-    network.swarm.addresses = tuple("/" + "a" * 111 for _ in range(3))
+    network.swarm.addresses = tuple("/" + "a" * (MAX_ADDRESS_CHARS - 1) for _ in range(3))
     announcer = Announcer(network)
     announcer.provide_checkpoint(world.signed.run_id, data, statement)
     assert await announcer.flush() == 0

@@ -68,7 +68,7 @@ def test_the_contracts_options_are_there(name: str, wanted: set[str]) -> None:
 
 def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+import trio
 
-from paris_node.judging import MAX_PER_HOLDER, Known, candidates, contenders, jury
+from paris_node.judging import MAX_PER_HOLDER, Known, candidates, contenders, jury, verify_new
 from paris_node.snapshot import observe, take_snapshot
+from paris_p2p import clock
 from paris_p2p.core.accept import Standing
 from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
@@ -118,13 +120,43 @@ async def test_one_key_fills_a_role_with_few_checkpoints(world: Any, autojump_cl
     assert [one.statement.step for one in found] == [10, 9, 8] and len(found) == MAX_PER_HOLDER
 
 
-def test_only_so_many_records_a_key_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_records_a_key_are_looked_at(
+    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
     monkeypatch.setattr("paris_node.judging.MAX_RECORDS_PER_KEY", 3)
     for number in range(9):
         announced(world, Identity(bytes([number]) * 32), number + 1)
     records = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    await verify_new({ROLE: records}, (), clock.unix())
     judges = jury(world.signed, {}, Known())
     assert len(records) == 9 and len(candidates(world.signed, ROLE, records, {}, judges)) == 3
+
+
+async def test_a_flood_of_statements_is_verified_a_few_a_reading_the_holders_and_the_organisers_first(
+    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROUND", 4)
+    monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROLE", 0)
+    for number in range(12):
+        announced(world, Identity(bytes([130 + number]) * 32), 90, 3, loss=0.75)
+    term = world.holds(ALICE, ROLE)
+    mine, _ = world.checkpoint(ALICE, ROLE, 50, term=term, loss=0.75)
+    world.announces(ALICE, mine, ROLE)
+    rebuilt = announced(world, ORGANISER, 40, loss=0.75)
+    first = {one.data for one in (await seen(world)).candidates[ROLE]}
+    assert {mine, rebuilt} < first and len(first) == 4
+    shown = [len((await seen(world)).candidates[ROLE]) for _ in range(4)]
+    assert shown == [8, 12, 14, 14]  # none is left waiting, and none is verified twice
+
+
+async def test_a_key_has_as_many_roles_as_the_run_allows(world: Any, autojump_clock: Any) -> None:
+    for allowed, seen_roles in ((1, ["router"]), (2, [ROLE, "router"])):
+        world.signed = world.make_run("two", max_roles_per_node=allowed)
+        world.holds(MALLORY, ROLE)
+        await trio.sleep(1)
+        world.holds(MALLORY, "router")
+        claims = (await seen(world)).view.claims
+        assert [role for role in claims if claims[role]] == seen_roles
 
 
 async def test_a_zombies_late_output_stays_a_candidate_and_overwrites_nothing(

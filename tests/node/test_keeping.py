@@ -8,7 +8,15 @@ import trio
 
 from paris_node import keeping
 from paris_node.announcer import OVERDUE_S, PROVIDE_TTL_S, RENEW_AT, Announcer, is_overdue
-from paris_node.keeping import ABANDONED_S, abandoned, announce_fetches, give_up_abandoned, pinned_items
+from paris_node.keeping import (
+    ABANDONED_S,
+    PASSING_TTL_S,
+    abandoned,
+    announce_fetches,
+    announce_for_now,
+    give_up_abandoned,
+    pinned_items,
+)
 from paris_p2p.core.quota import Holding
 from paris_p2p.errors import TransportError
 from paris_p2p.ids import ROUTER, InfoHash, Role
@@ -70,6 +78,26 @@ async def test_a_fetch_is_told_of_at_once_and_again_when_it_is_complete(
         (record,) = world.live("provide", ITEM)
         assert record.payload.complete
         nursery.cancel_scope.cancel()
+
+
+async def test_a_command_tells_of_what_it_fetches_and_has_fetched_and_not_for_long(
+    world: Any, network: Any, autojump_clock: Any
+) -> None:
+    ref = next(iter(world.signed.manifest.components.values()))
+    item = ref.info_hash
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(announce_for_now, network)
+        network.swarm.under_way.add(item)
+        await trio.sleep(2)
+        assert [record.payload.complete for record in world.live("provide", item)] == [False]
+        world.network("publisher", seeds=True)
+        network.swarm.under_way.clear()
+        await network.swarm.fetch(ref)
+        await trio.sleep(10 * PASSING_TTL_S)
+        assert [record.payload.complete for record in world.live("provide", item)] == [True]
+        nursery.cancel_scope.cancel()
+    await trio.sleep(PASSING_TTL_S)
+    assert world.live("provide", item) == []
 
 
 async def test_what_is_being_fetched_is_not_forgotten(network: Any, autojump_clock: Any) -> None:

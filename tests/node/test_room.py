@@ -44,3 +44,12 @@ def test_the_message_says_how_much_is_missing_where_and_what_to_do(
     assert (
         str(network.home.path) in said and "1.23 GB free" in said and "6.00 GB" in said and "--home" in said
     )
+
+
+@pytest.mark.parametrize("seeds", [False, True])
+def test_a_quota_must_hold_what_is_here_already_too(world: Any, seeds: bool) -> None:
+    network = world.network("alice", seeds=seeds)
+    needed = CHECKPOINTS + items(world, "expert-0")
+    check_room(network, world.signed.manifest, None, needed)
+    with pytest.raises(StoreError, match="--max-disk"):
+        check_room(network, world.signed.manifest, None, needed - 1)

@@ -26,7 +26,7 @@ ROLE_KEYS = {"role", "state", "holder", "term", "step", "total_steps", "age_s", 
 MORE_ROLE_KEYS = {
     "overdue",
     *("announced_step", "loss", "images_per_s", "eta_s", "safe_step", "checked", "checked_by"),
-    *("measured_loss", "made_by", "made_in_term", "parent"),
+    *("measured_loss", "made_by", "made_in_term", "parent", "variant"),
 }
 
 
@@ -208,3 +208,22 @@ async def test_numbers_that_make_endless_times_are_shown_as_unknown(world: Any, 
     expert, router = take_snapshot(await seen(world), world.signed).roles
     assert expert.state == "training" and expert.eta_s is None
     assert router.state == "stale" and router.age_s is None
+
+
+async def test_the_kind_of_an_expert_is_known_from_its_checkpoint_or_from_the_run(
+    world: Any, autojump_clock: Any
+) -> None:
+    manifest = world.signed.manifest
+    one = manifest.recipe.experts[0]
+    recipe = dataclasses.replace(manifest.recipe, experts=(one, dataclasses.replace(one, name="noise")))
+
+    async def kinds(variants: tuple[int, ...]) -> list[str | None]:
+        world.signed = world.make_run("digits", recipe=recipe, variants=variants)
+        return [line.variant for line in take_snapshot(await seen(world), world.signed).roles]
+
+    assert await kinds(()) == [None, None]
+    assert await kinds((1,)) == ["noise", None]
+    world.signed = world.make_run("digits", recipe=recipe)
+    data, _ = world.checkpoint(ALICE, ROLE, 50, term=trains(world, ALICE), variant=1)
+    world.announces(ALICE, data, ROLE)
+    assert take_snapshot(await seen(world), world.signed).roles[0].variant == "noise"

@@ -402,6 +402,18 @@ async def test_of_several_variants_the_trainer_takes_the_first_that_fits_and_sta
     assert {statement.variant for _, statement in node.ledger.held()} == {1}
 
 
+async def test_a_role_that_must_be_one_variant_is_trained_as_that(world: Any, autojump_clock: Any) -> None:
+    manifest = world.signed.manifest
+    variant = manifest.recipe.experts[0]
+    recipe = dataclasses.replace(manifest.recipe, experts=(variant, variant))
+    world.signed = world.make_run("digits", recipe=recipe, variants=(1,))
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers[0].start["variant"] == 1
+    assert {statement.variant for _, statement in node.ledger.held()} == {1}
+
+
 async def test_a_trainer_that_dies_as_it_is_told_to_stop_has_failed(
     world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

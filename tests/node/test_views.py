@@ -114,6 +114,12 @@ def test_a_peer_is_called_by_its_name_or_the_end_of_its_id() -> None:
     assert peer_name("12D3KooWabcdef", {"12D3KooWabcdef": "alice"}) == "alice"
 
 
+def test_the_kind_of_an_expert_is_shown_where_the_run_has_several() -> None:
+    line = dataclasses.replace(LINE, variant="xl2:ddpm")
+    text = "\n".join(drawn(status_view(dataclasses.replace(SNAPSHOT, roles=(line, *LINES[1:]))), 120))
+    assert "expert-0 (xl2:ddpm)" in text and "(None)" not in text
+
+
 def test_announcements_that_are_overdue_are_pointed_out() -> None:
     late = dataclasses.replace(SNAPSHOT, roles=(dataclasses.replace(LINE, overdue=1), *LINES[1:]))
     text = "\n".join(drawn(status_view(late), 120))

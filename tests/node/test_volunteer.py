@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from paris_node.volunteer import Volunteer
+from paris_node.volunteer import OWN_LOOK_S, Volunteer
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role
@@ -43,11 +43,23 @@ async def crashes(trainer: Any) -> None:
 class Member:
     """A volunteer with its loops running, and what it says."""
 
-    def __init__(self, world: Any, name: str, *, wanted: Role | None = None) -> None:
+    def __init__(
+        self,
+        world: Any,
+        name: str,
+        *,
+        wanted: Role | None = None,
+        roles: tuple[Role, ...] | None = None,
+    ) -> None:
         self.world = world
         self.node, self.events = world.run_node(world.network(name, seeds=True))
         self.volunteer = Volunteer(
-            self.node, wanted=wanted, device="cpu", threads=1, rng=random.Random(len(name) + ord(name[0]))
+            self.node,
+            wanted=wanted,
+            device="cpu",
+            threads=1,
+            rng=random.Random(len(name) + ord(name[0])),
+            roles=roles,
         )
         self.ended_at: float | None = None
 
@@ -97,6 +109,20 @@ async def test_two_nodes_share_the_roles(world: Any, autojump_clock: Any) -> Non
         nursery.start_soon(bob.live)
     finished = [event["role"] for one in (alice, bob) for event in one.said("finished")]
     assert sorted(finished) == [EXPERT, ROUTER] and len(alice.said("finished")) == 1
+
+
+async def test_a_node_claims_only_what_it_can_hold_and_sees_the_others_finish(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    small, big = Member(world, "small", roles=(ROUTER,)), Member(world, "big")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(small.live)
+        await small.hears("finished")
+        assert small.ended_at is None  # not complete yet
+        nursery.start_soon(big.live)
+    assert [event["role"] for event in small.said("claimed")] == [ROUTER]
+    assert [event["role"] for event in big.said("finished")] == [EXPERT]
 
 
 async def test_a_node_that_never_gets_a_role_ends_when_the_others_have_finished(
@@ -338,6 +364,33 @@ async def test_a_node_without_room_still_ends_when_the_run_is_complete(
             world.announces(STRANGER, data, role)
             world.attests(Identity(b"o" * 32), role, data)  # the organiser's word is enough
     assert alice.ended_at is not None and alice.said("claimed") == []
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_run_that_is_finished_by_the_word_of_keys_is_left_when_it_was_looked_at_here(
+    world: Any, autojump_clock: Any, served: bool
+) -> None:
+    alice, said = Member(world, "alice"), [Identity(bytes([n]) * 32) for n in (7, 8)]
+    store = world.network("bob").store if served else None
+    made = {role: world.checkpoint(STRANGER, role, 100, store=store)[0] for role in (EXPERT, ROUTER)}
+
+    def say() -> None:
+        for witness in said:
+            world.takes_part(witness)
+            for role, data in made.items():
+                world.announces(STRANGER, data, role)
+                world.attests(witness, role, data)
+
+    say()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        for _ in range(60):
+            await trio.sleep(20)
+            say()
+        assert alice.ended_at is not None
+        nursery.cancel_scope.cancel()
+    assert alice.said("claimed") == []
+    assert (alice.ended_at < 300) == served and (alice.ended_at >= OWN_LOOK_S) != served
 
 
 async def test_a_role_held_by_another_is_left_to_it(world: Any, autojump_clock: Any) -> None:

@@ -8,57 +8,21 @@ from pathlib import Path
 import pytest
 
 from paris_p2p.errors import IncompleteError, StoreError
-from paris_p2p.ids import ROUTER, InfoHash, Role, Term
+from paris_p2p.ids import ROUTER, Role, Term
 from paris_p2p.store.model_folder import INDEX_NAME, WEIGHTS_NAME, write_model_folder
 from paris_p2p.wire.checkpoint import CheckpointStatement
-from paris_p2p.wire.content import ContentRef
-from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.manifest import (
-    FORMAT,
-    Architecture,
-    Captions,
-    Cluster,
-    ExpertVariant,
-    Latents,
-    LeaseTimes,
-    Manifest,
-    Recipe,
-    RouterRecipe,
-    Sampling,
-    SignedManifest,
-    TensorSpec,
-    Training,
-    sign_manifest,
-)
+from paris_p2p.wire.manifest import Architecture, SignedManifest, TensorSpec, sign_manifest
+from tests.samples import ORGANISER, manifest, recipe, ref, variant
 
-ORGANISER = Identity(bytes(range(32)))
-REF = ContentRef(InfoHash(bytes(32)), 1, 1 << 14)
-TRAINING = Training(4, 2, 1e-3, 0.0, "cosine", 0, 1.0, 0.9, 0.1, "uniform", "fp32", 0)
+REF = ref(1)
 
 
 def run_with_two_clusters() -> SignedManifest:
     expert = Architecture("PixArtTransformer2DModel", {"num_layers": 3}, (TensorSpec("a", "F32", (1,)),))
     router = Architecture("Router", {"clusters": 2}, ())
-    recipe = Recipe(
-        Latents("pixel", 1, 8, 8, 1.0, 0.0),
-        Captions(4, 8),
-        (ExpertVariant("tiny", "flow_matching", expert, TRAINING),),
-        RouterRecipe(True, router, TRAINING),
-        Sampling(20, 2.0, 2, "unipc"),
-        2,
-    )
-    manifest = Manifest(
-        FORMAT,
-        "toy",
-        ORGANISER.node_id,
-        recipe,
-        tuple(Cluster(k, 1, 1, REF, REF) for k in range(2)),
-        {"text_encoder": REF},
-        LeaseTimes(10.0, 2.0, 1.0, 1.0),
-        0,
-        ("a seven",),
-    )
-    return sign_manifest(manifest, ORGANISER)
+    chosen = recipe([variant(expert)], router, scheduler="unipc")
+    two = manifest(recipe=chosen, components={"text_encoder": REF})
+    return sign_manifest(two, ORGANISER)
 
 
 SIGNED = run_with_two_clusters()

@@ -1,7 +1,9 @@
 """Tests of `paris_p2p.store.partial`: writing pieces, and resuming."""
 
+import errno
 import os
 import random
+import stat
 import subprocess
 import sys
 import threading
@@ -9,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
+from paris_p2p.errors import DiskFullError, LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import InfoHash
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.hashing import Described, describe, find_files
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.store.partial import PartialItem
-from paris_p2p.wire.bep52 import content_ref
+from paris_p2p.wire.bep52 import Buffer, Layout, check_piece, content_ref
 from paris_p2p.wire.content import ContentRef
 
 P = 1 << 14
@@ -256,6 +258,138 @@ def test_what_changed_after_a_kill_is_not_believed(item: Item, store: ContentSto
         file.seek(P + 9)
         file.write(b"\0\0\0")
     assert item.here(store.begin(item.ref)) == {0, 2}
+
+
+def crash(partial: PartialItem, store: ContentStore) -> None:
+    """The process is gone: nothing is flushed, noted or closed; its lock is free."""
+    partial._release()
+    store.close()
+
+
+def test_only_what_is_in_doubt_after_a_crash_is_hashed(
+    item: Item, store: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def counted(layout: Layout, piece: int, data: Buffer, layer: bytes | None) -> bool:
+        hashed.append(piece)
+        return check_piece(layout, piece, data, layer)
+
+    partial = item.prepare(store.begin(item.ref))
+    for piece in (0, 3, 6):
+        partial.write_piece(piece, item.pieces[piece])
+    assert partial.unflushed_bytes == 2 * P + 7
+    partial.flush()
+    assert partial.unflushed_bytes == 0
+    partial.write_piece(4, item.pieces[4])
+    crash(partial, store)
+    monkeypatch.setattr("paris_p2p.store.partial.check_piece", counted)
+    again = store.begin(item.ref)
+    assert item.here(again) == {0, 3, 4, 6} and hashed == [4]
+    again.close()
+    del hashed[:]
+    last = store.begin(item.ref)
+    assert item.here(last) == {0, 3, 4, 6} and set(hashed) <= {4}  # this may be within one tick of the clock
+    last.write_piece(5, item.pieces[5])
+    crash(last, store)
+    del hashed[:]
+    assert item.here(store.begin(item.ref)) == {0, 3, 4, 5, 6} and 0 not in hashed and 3 not in hashed
+
+
+class PowerCut:
+    """What of an item's folder has reached the disk: of a file what it held when it was last flushed; names
+    at once, which is the worst that can happen to the order."""
+
+    def __init__(self) -> None:
+        self._flushed: dict[int, bytes] = {}
+
+    def fsync(self, fd: int) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            self._flushed[status.st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
+
+    def strike(self, folder: Path) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                lost = bytes(status.st_size) if "files" in path.parts else b""
+                with path.open("r+b") as file:
+                    file.truncate(0)
+                    file.write(self._flushed.get(status.st_ino, lost))
+
+
+def test_a_power_cut_never_leaves_a_journal_that_names_what_was_lost(
+    item: Item, store: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, cut = random.Random(3), PowerCut()
+    monkeypatch.setattr(os, "fsync", cut.fsync)
+    folder = store.root / "partial" / item.ref.info_hash.hex()
+    partial = item.prepare(store.begin(item.ref))
+    written, safe = set[int](), set[int]()
+    for _ in range(80):
+        action, piece = rng.choice(["write", "write", "flush", "close", "cut"]), rng.randrange(PIECES)
+        if action == "write":
+            assert partial.write_piece(piece, item.pieces[piece])
+            written.add(piece)
+        elif action == "flush":
+            partial.flush()
+            safe = set(written)
+        else:
+            if action == "close":
+                partial.close()
+                safe = set(written)
+            else:
+                crash(partial, store)
+                cut.strike(folder)
+            partial = item.prepare(store.begin(item.ref))
+            assert safe <= item.here(partial) <= written
+            written = item.here(partial)
+    partial.close()
+
+
+def test_a_flush_that_fails_leaves_what_it_had_to_flush_for_the_next(
+    item: Item, store: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = item.prepare(store.begin(item.ref))
+    partial.write_piece(0, item.pieces[0])
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paris_p2p.store.journal.write_atomic", full)
+        with pytest.raises(DiskFullError):
+            partial.flush()
+    assert partial._unsynced == {0}
+    partial.flush()
+    assert partial._unsynced == set()
+    crash(partial, store)
+    assert item.here(store.begin(item.ref)) == {0}
+
+
+def test_pieces_may_be_written_while_others_are_flushed(
+    item: Item, store: ContentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = item.prepare(store.begin(item.ref))
+    partial.write_piece(0, item.pieces[0])
+    flushing, written, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        flushing.set()
+        assert written.wait(10)
+        fsync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", slow)
+        flusher = threading.Thread(target=partial.flush)
+        flusher.start()
+        assert flushing.wait(10)
+        assert partial.write_piece(1, item.pieces[1]) and partial.bitfield() == b"\xc0"
+        written.set()
+        flusher.join()
+    assert partial.unflushed_bytes == P  # the second is in doubt until the next flush
+    crash(partial, store)
+    assert item.here(store.begin(item.ref)) == {0, 1}
 
 
 def test_what_changed_after_a_clean_close_is_not_believed(item: Item, store: ContentStore) -> None:

@@ -15,6 +15,7 @@ from paris_p2p.wire.checkpoint import (
     MAX_STATEMENT_BYTES,
     CheckpointStatement,
     check_statement,
+    is_remembered,
     sign_statement,
 )
 from paris_p2p.wire.content import MAX_ITEM_BYTES, MAX_PIECE_LENGTH, ContentRef
@@ -40,6 +41,19 @@ SIGNED = sign_statement(STATEMENT, HOLDER)
 
 def test_a_signed_statement_comes_back_as_it_went_in() -> None:
     assert check_statement(SIGNED) == STATEMENT and len(SIGNED) <= MAX_STATEMENT_BYTES
+
+
+def test_the_answers_asked_for_last_are_remembered_refusals_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paris_p2p.wire.checkpoint.CACHED_STATEMENTS", 3)
+    monkeypatch.setattr("paris_p2p.wire.checkpoint._answers", {})
+    bad = [bytes([number]) for number in range(4)]
+    for data in (SIGNED, bad[0], bad[1], SIGNED, bad[2], bad[3], SIGNED, bad[3]):
+        if data == SIGNED:
+            assert check_statement(data) == STATEMENT
+        else:
+            with pytest.raises(RemoteProtocolError):
+                check_statement(data)
+    assert [is_remembered(data) for data in (SIGNED, *bad)] == [True, False, False, True, True]
 
 
 def test_any_changed_byte_is_refused() -> None:

@@ -7,62 +7,27 @@ from typing import Any
 import pytest
 
 from paris_p2p.errors import ManifestError
-from paris_p2p.ids import ROUTER, InfoHash, NodeId, RunId, expert_role
+from paris_p2p.ids import ROUTER, NodeId, RunId, expert_role
 from paris_p2p.wire import canonical
-from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import (
     MAX_MANIFEST_BYTES,
     SIGNING_CONTEXT,
-    Architecture,
-    Captions,
-    Cluster,
     ExpertVariant,
     Latents,
-    LeaseTimes,
     Manifest,
     Recipe,
-    RouterRecipe,
-    Sampling,
-    TensorSpec,
     Training,
     check_manifest,
     sign_manifest,
 )
+from tests.samples import ORGANISER, TRAINING, manifest, ref, variant
 
-ORGANISER = Identity(b"o" * 32)
 STRANGER = Identity(b"s" * 32)
 
 
-def ref(number: int) -> ContentRef:
-    return ContentRef(InfoHash(bytes([number]) * 32), 1000 + number, 1 << 14)
-
-
-TRAINING = Training(
-    100, 8, 1e-3, 0.0, "cosine", 10, 1.0, 0.99, 0.1, "logit_normal", "fp32", 7
-)  # fmt: skip
-EXPERT = ExpertVariant(
-    "tiny", "flow_matching", Architecture("Net", {"width": 8}, (TensorSpec("w", "F32", (2, 3)),)), TRAINING
-)
-ROUTER_RECIPE = RouterRecipe(True, Architecture("Router", {}, (TensorSpec("r", "F32", (4,)),)), TRAINING)
-MANIFEST = Manifest(
-    format=1,
-    name="digits",
-    organiser=ORGANISER.node_id,
-    recipe=Recipe(
-        Latents("pixel", 1, 8, 8, 1.0, 0.0),
-        Captions(8, 16),
-        (EXPERT,),
-        ROUTER_RECIPE,
-        Sampling(20, 2.0, 2, "euler"),
-        50,
-    ),
-    clusters=(Cluster(0, 10, 2, ref(1), ref(2)), Cluster(1, 11, 3, ref(3), ref(4))),
-    components={"text_encoder": ref(5), "tokenizer": ref(6)},
-    lease=LeaseTimes(60.0, 20.0, 3.0, 10.0),
-    replicas=2,
-    example_prompts=("a seven",),
-)
+EXPERT = variant()
+MANIFEST = manifest()
 SIGNED = sign_manifest(MANIFEST, ORGANISER)
 
 
@@ -77,6 +42,12 @@ def test_a_signed_manifest_comes_back_as_it_went_in() -> None:
     assert checked == SIGNED and checked.manifest == MANIFEST
     body = canonical.unpack(SIGNED.data, MAX_MANIFEST_BYTES)["body"]
     assert SIGNED.run_id == hashlib.sha256(body).digest()
+
+
+def test_a_run_that_allows_a_key_one_role_has_the_bytes_it_always_had() -> None:
+    assert "max_roles_per_node" not in canonical.to_plain(MANIFEST)
+    several = dataclasses.replace(MANIFEST, max_roles_per_node=3)
+    assert check_manifest(sign_manifest(several, ORGANISER).data).manifest == several
 
 
 def test_any_changed_byte_is_refused() -> None:
@@ -136,6 +107,9 @@ def test_a_manifest_over_the_cap_is_refused() -> None:
         ({"replicas": -1}, "replicas"),
         ({"replicas": True}, "replicas: int"),
         ({"replicas": 1.0}, "replicas: int"),
+        ({"max_roles_per_node": 0}, "max_roles_per_node is out of range"),
+        ({"max_roles_per_node": 1026}, "max_roles_per_node is out of range"),
+        ({"max_roles_per_node": 1}, "a default is not encoded"),
         ({"components": {str(i): canonical.to_plain(ref(i)) for i in range(17)}}, "components"),
         ({"example_prompts": ["x" * 201]}, "prompts"),
         ({"lease": {"ttl_s": 60.0, "renew_s": 40.0, "settle_s": 3.0, "poll_s": 10.0}}, "renew_s"),
@@ -182,10 +156,39 @@ def test_a_recipe_out_of_range_cannot_be_made(kind: type[Any], change: dict[str,
 def test_roles_know_their_training_network_and_shards() -> None:
     assert MANIFEST.roles == (expert_role(0), expert_role(1), ROUTER)
     assert MANIFEST.architecture(ROUTER).model_class == "Router"
-    assert MANIFEST.architecture(expert_role(1)).model_class == "Net"
+    assert MANIFEST.architecture(expert_role(1)).model_class == "PixArtTransformer2DModel"
     assert MANIFEST.training(ROUTER) == TRAINING
     assert MANIFEST.shards(expert_role(1)) == (ref(3), ref(4))
     assert MANIFEST.shards(ROUTER) == (ref(1), ref(2), ref(3), ref(4))
+
+
+def two_kinds(*allowed: tuple[int, ...]) -> Manifest:
+    """Two variants of expert, and for each cluster those it may be."""
+    noise = dataclasses.replace(EXPERT, name="noise", objective="ddpm", initial=ref(9))
+    noise = dataclasses.replace(noise, training=dataclasses.replace(TRAINING, steps=200))
+    clusters = tuple(
+        dataclasses.replace(cluster, variants=some)
+        for cluster, some in zip(MANIFEST.clusters, allowed, strict=True)
+    )
+    recipe = dataclasses.replace(MANIFEST.recipe, experts=(EXPERT, noise))
+    return dataclasses.replace(MANIFEST, recipe=recipe, clusters=clusters)
+
+
+def test_an_expert_may_be_what_its_cluster_says_or_else_any_variant() -> None:
+    manifest = check_manifest(sign_manifest(two_kinds((1,), ()), ORGANISER).data).manifest
+    first, second = expert_role(0), expert_role(1)
+    assert [manifest.variants(role) for role in manifest.roles] == [(1,), (0, 1), (0,)]
+    assert (manifest.training(first).steps, manifest.training(second).steps) == (200, 100)
+    assert manifest.training(second, 1).steps == 200
+    assert manifest.initial(first) == (None, ref(9))
+    only_flow = two_kinds((0,), ())
+    assert only_flow.initial(first) == (None, None)
+
+
+@pytest.mark.parametrize("variants", [(2,), (-1,), (1, 0), (1, 1)])
+def test_variants_that_the_recipe_does_not_have_or_in_disorder_are_refused(variants: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="variants"):
+        two_kinds(variants, ())
 
 
 def test_the_same_manifest_has_the_same_run_id_whoever_encodes_it() -> None:

@@ -13,6 +13,7 @@ from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
 from paris_p2p.wire import canonical
 from paris_p2p.wire import messages as m
+from paris_p2p.wire.frames import FrameDecoder
 
 check = settings(deadline=None, derandomize=True, max_examples=150)
 
@@ -68,7 +69,7 @@ def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 def decode(parts: Sequence[bytes]) -> tuple[list[m.Message], str]:
     """Everything that comes out, and the error that ended it."""
-    decoder, out = m.FrameDecoder(), []
+    decoder, out = FrameDecoder(), []
     try:
         for part in parts:
             decoder.feed(part)
@@ -137,14 +138,14 @@ def test_an_unknown_message_is_reported_by_name() -> None:
 
 
 def test_a_longer_block_than_was_offered_is_refused() -> None:
-    decoder = m.FrameDecoder(max_block=m.MIN_BLOCK_BYTES)
+    decoder = FrameDecoder(max_block=m.MIN_BLOCK_BYTES)
     decoder.feed(m.block_header(PieceIndex(0), 0, m.MIN_BLOCK_BYTES + 1))
     with pytest.raises(RemoteProtocolError):
         decoder.next_message()
 
 
 def test_an_error_is_final() -> None:
-    decoder = m.FrameDecoder()
+    decoder = FrameDecoder()
     decoder.feed(frame(9, b"") + m.encode(m.KeepAlive()))
     for _ in range(2):
         with pytest.raises(RemoteProtocolError):
@@ -185,7 +186,7 @@ def thoroughly(payload: bytes) -> m.Message | str:
 
 
 def quickly(payload: bytes) -> m.Message | str:
-    decoder = m.FrameDecoder()
+    decoder = FrameDecoder()
     decoder.feed(frame(0, payload))
     try:
         message = decoder.next_message()
@@ -216,7 +217,7 @@ def test_a_changed_byte_of_a_frequent_message_is_seen_as_by_the_general_decoder(
     assert fast is None or repr(fast) == repr(thoroughly(bytes(payload)))
 
 
-def received_in_place(data: bytes, step: int, decoder: m.FrameDecoder) -> list[m.Message]:
+def received_in_place(data: bytes, step: int, decoder: FrameDecoder) -> list[m.Message]:
     """All messages of `data`, received into the decoder's own buffers, at most `step` bytes at once."""
     messages = []
     view = memoryview(data)
@@ -235,12 +236,12 @@ def received_in_place(data: bytes, step: int, decoder: m.FrameDecoder) -> list[m
 def test_what_is_received_in_place_is_what_was_sent(step: int) -> None:
     block = m.Block(PieceIndex(3), 16_384, bytes(range(256)) * 40)
     stream = m.encode(m.Have(PieceIndex(1))) + m.encode_block(block) * 2 + m.encode(m.KeepAlive())
-    found = received_in_place(stream, step, m.FrameDecoder())
+    found = received_in_place(stream, step, FrameDecoder())
     assert found == [m.Have(PieceIndex(1)), block, block, m.KeepAlive()]
 
 
 def test_nothing_is_set_aside_for_a_block_that_was_not_asked_for() -> None:
-    decoder = m.FrameDecoder(expects=lambda piece, offset, length: False)
+    decoder = FrameDecoder(expects=lambda piece, offset, length: False)
     decoder.feed(m.block_header(PieceIndex(0), 0, m.MAX_BLOCK_BYTES))
     with pytest.raises(RemoteProtocolError, match="not asked for"):
         decoder.next_message()

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import InfoHash, NodeId, Role, RunId, Term, expert_role
 from paris_p2p.wire import canonical
+from paris_p2p.wire.access_pass import MAX_PASS_BYTES
+from paris_p2p.wire.addresses import ACCESS_CHARS, MAX_ANNOUNCED_CHARS
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import (
@@ -138,9 +140,11 @@ def test_an_oversized_record_is_not_made() -> None:
         sign_record(OWNER, huge, role_scope(RUN, expert_role(0)), NOW + 60)
 
 
-def test_the_largest_announcement_fits() -> None:
-    address = "x" * MAX_ADDRESS_CHARS
-    largest = AnnounceRecord(bytes(LARGEST_STATEMENT), (address,) * 3)
+@pytest.mark.parametrize("access", [b"", bytes(MAX_PASS_BYTES)])
+def test_the_largest_announcement_fits(access: bytes) -> None:
+    rest = MAX_ANNOUNCED_CHARS - ACCESS_CHARS * bool(access) - MAX_ADDRESS_CHARS
+    addresses = ("x" * MAX_ADDRESS_CHARS, "x" * (rest // 2), "x" * (rest - rest // 2))
+    largest = AnnounceRecord(bytes(LARGEST_STATEMENT), addresses, access)
     check(sign_record(OWNER, largest, role_scope(RUN, expert_role(1023)), NOW + 60))
 
 

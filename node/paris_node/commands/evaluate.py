@@ -63,7 +63,7 @@ def run(request: EvaluateRequest, output: Output) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
         real = _real(signed, ContentStore(request.folder / "store"), next(iter(models.values())))
-        network = _features(request, real, progress)
+        network = _features(request, signed, real, progress, output)
         real_features = network.embed(real.images)
         defaults = signed.manifest.recipe.sampling
         asked = evaluation.Asked(
@@ -158,20 +158,30 @@ def _real(signed: SignedManifest, store: ContentStore, pipeline: "ParisPipeline"
     return real_images(shards, decode)
 
 
-def _features(request: EvaluateRequest, real: "RealImages", progress: Progress) -> "FeatureNetwork":
+def _features(
+    request: EvaluateRequest, signed: SignedManifest, real: "RealImages", progress: Progress, output: Output
+) -> "FeatureNetwork":
+    """The network asked for. One trained here is kept in the report's folder, for the next evaluation."""
     from paris_p2p.diffusion import features
 
     if request.features != "trained":
         if Path(request.features).is_dir():
             return features.load_features(Path(request.features))
         return features.pretrained_features(request.features)
+    folder = request.out / "features"
+    of = f"run {signed.run_id.hex()}, seed {request.seed}"
+    kept = features.kept_features(folder, of)
+    if kept is not None:
+        output.event("features", f"feature network: the one in {folder}", path=str(folder))
+        return kept
     labels, names, _ = features.label_images(real.captions, real.clusters)
     bar = progress.add_task("training the feature network", total=None)
     return features.train_features(
         real.images,
         labels,
         names,
-        request.out / "features",
+        folder,
         seed=request.seed,
+        of=of,
         progress=lambda done, total: progress.update(bar, completed=done, total=total),
     )

@@ -10,7 +10,7 @@ from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.store.home import Home
-from paris_p2p.wire.torrent import build_torrent, magnet_link, parse_item_id
+from paris_p2p.wire.torrent import MAX_TORRENT_BYTES, build_torrent, magnet_link, parse_item_id, read_torrent
 
 MIN_PREFIX = 8
 
@@ -27,7 +27,8 @@ class ExportRequest:
 
 def run(request: ExportRequest, output: Output) -> None:
     """Write the torrent and print the magnet link."""
-    store, info_hash = _find(request, Home.resolve(request.home))
+    _check_target(request.out)
+    store, info_hash = _find(request, Home.resolve(request.home), output)
     item = store.open(info_hash)
     data = build_torrent(item.info, {index: item.layer(index) for index in item.layout.layered()})
     with disk("writing the torrent", request.out.parent, len(data)):
@@ -35,7 +36,7 @@ def run(request: ExportRequest, output: Output) -> None:
     magnet = magnet_link(info_hash, item.layout.name)
     output.event(
         "exported",
-        magnet,
+        f"wrote {request.out}; as a magnet link:\n{magnet}",
         path=str(request.out.resolve()),
         info_hash=info_hash.hex(),
         magnet=magnet,
@@ -44,11 +45,25 @@ def run(request: ExportRequest, output: Output) -> None:
     )
 
 
-def _find(request: ExportRequest, home: Home) -> tuple[ContentStore, InfoHash]:
+def _check_target(out: Path) -> None:
+    """An older torrent is replaced, nothing else is: `--out` may name the content by mistake."""
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: name the file to write, such as {out / 'NAME.torrent'}")
+    if not out.exists():
+        return
+    with disk("looking at what is there", out.parent), out.open("rb") as file:
+        data = file.read(MAX_TORRENT_BYTES + 1)
+    try:
+        read_torrent(data)
+    except ConfigError:
+        raise ConfigError(f"{out} exists and is no torrent: choose another --out") from None
+
+
+def _find(request: ExportRequest, home: Home, output: Output) -> tuple[ContentStore, InfoHash]:
     text, store = request.item, home.store()
     path = Path(text)
     if path.exists():
-        placed, ref = place(home, path, request.piece_length)
+        placed, ref = place(home, path, request.piece_length, output)
         return placed, ref.info_hash
     whole = parse_item_id(text)
     prefix = whole.hex() if whole is not None else text.lower()

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from paris_node.checker import check_weights_item
 from paris_node.commands.status import run_selector
 from paris_node.judging import Candidate
+from paris_node.keeping import announce_for_now
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
 from paris_node.runs import find_run
 from paris_node.snapshot import Observation, observe
@@ -59,7 +60,10 @@ async def _fetch_model(
         observation = await observe(network.dht, signed)
         _refuse_incomplete(signed, observation, allow_partial, output)
         gathering = _Gathering(network, signed, observation, output)
-        await gathering.run()
+        async with open_inner_nursery() as nursery:
+            nursery.start_soon(announce_for_now, network)  # many may be after one model at once
+            await gathering.run()
+            nursery.cancel_scope.cancel()
     missing = [role for role in signed.manifest.roles if role not in gathering.weights]
     if missing and not allow_partial:
         output.event("incomplete", missing=missing)

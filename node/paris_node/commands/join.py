@@ -9,6 +9,7 @@ from typing import Protocol
 
 import trio
 
+from paris_node import fitting
 from paris_node.commands.status import run_selector
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.room import check_room
@@ -65,8 +66,10 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         wanted = _wanted_role(signed.manifest, request.role)
         access = load_pass(home, signed, request.pass_file)
         barred = check_own_access(signed, identity.node_id, access, clock.unix())
+        roles = signed.manifest.roles
         if barred is None:
-            check_room(network, signed.manifest, wanted)
+            check_room(network, signed.manifest, wanted, request.network.max_disk)
+            roles = await _fitting_roles(home, signed, wanted, request.device, output)
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         output.event(
             "joined",
@@ -83,7 +86,7 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         if barred is None:
             rng = random.Random(os.urandom(16))
             part: _Part = Volunteer(
-                node, wanted=wanted, device=request.device, threads=request.threads, rng=rng
+                node, wanted=wanted, device=request.device, threads=request.threads, rng=rng, roles=roles
             )
         else:
             me = peer_id_text(identity.node_id)
@@ -91,6 +94,23 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
             output.event("replica", text, reason=barred)
             part = _Replica(node)
         return await _take_part(node, part, request.until_complete, output)
+
+
+async def _fitting_roles(
+    home: Home, signed: SignedManifest, wanted: Role | None, device: str, output: Output
+) -> tuple[Role, ...]:
+    """The roles this machine has the memory for. Raises `ConfigError` when there is none."""
+    manifest = signed.manifest
+    path = home.run_folder(signed.run_id) / "manifest.paris"
+    fit = await fitting.ask(path, device) if fitting.is_big(manifest) else None
+    if fit is None:
+        return manifest.roles
+    roles = fitting.fitting_roles(manifest, fit, wanted)
+    left_out = [role for role in manifest.roles if role not in roles]
+    if left_out and wanted is None:
+        text = f"not claimed, for want of memory ({fit.room / 1e9:.1f} GB on {fit.device}): "
+        output.event("unfit", text + ", ".join(left_out), roles=left_out, room=fit.room, device=fit.device)
+    return roles
 
 
 class _Part(Protocol):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from paris_node.torch_cache import keep_torch_cache
 from paris_p2p.data.sources import open_source
+from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import node_id_from_peer_id
@@ -53,6 +54,7 @@ class PrepareRequest:
     allow: tuple[str, ...] = ()
     init_from: Path | None = None
     variants: tuple[str, ...] = ()
+    variant_of: tuple[str, ...] = ()
     router_text: bool = True
     image_encoder: str | None = None
     text_encoder: str | None = None
@@ -80,7 +82,7 @@ def run(request: PrepareRequest, output: Output) -> None:
     source = request.init_from
     initial = partial(add_initial, source, request.seed) if source is not None else None
     options = _options(request, claimants)
-    make_recipe = partial(preset, variants=request.variants, router_text=request.router_text)
+    make_recipe = partial(preset, variants=options.kinds, router_text=request.router_text)
     with _bars(output) as show:
         if share is not None:
             _say_part(prepare_part(options, share, progress=show), request, output)
@@ -112,7 +114,18 @@ def _options(request: PrepareRequest, claimants: "tuple[NodeId, ...]") -> "Prepa
         device=pick_device(request.device),
         balanced=request.balanced,
         drop_duplicates=request.drop_duplicates,
+        variants=request.variants,
+        variant_of=tuple(map(_assignment, request.variant_of)),
     )
+
+
+def _assignment(text: str) -> tuple[int, str]:
+    """`expert-3=small:ddpm` as (3, "small:ddpm"). Raises `ConfigError`."""
+    role, equals, kind = text.partition("=")
+    number = role.removeprefix("expert-")
+    if equals and kind and number != role and number.isascii() and number.isdigit():
+        return int(number), kind
+    raise ConfigError(f"--variant-of {text!r}: write ROLE=KIND, for example expert-3=small:ddpm")
 
 
 @contextmanager
@@ -124,6 +137,8 @@ def _bars(output: Output) -> "Iterator[Callable[[StageProgress], None]]":
 
         def show(state: "StageProgress") -> None:
             if state.stage not in bars:
+                for earlier in progress.tasks:  # one of unknown length is over when the next begins
+                    progress.update(earlier.id, total=earlier.completed)
                 bars[state.stage] = progress.add_task(_TITLES[state.stage], total=state.total)
             progress.update(bars[state.stage], completed=state.done, total=state.total)
 
@@ -134,7 +149,8 @@ def _say_part(report: "PartReport", request: PrepareRequest, output: Output) -> 
     output.event(
         "prepared_part",
         f"part {request.shard}: {report.images} images, {report.skipped} skipped, in {report.folder}\n"
-        f"next, when all parts are there: paris-node prepare-merge {request.out}",
+        f"next, when all parts are there: paris-node prepare-merge {request.out} (and the other parts' "
+        "--out, where that is another folder)",
         shard=request.shard,
         images=report.images,
         skipped=report.skipped,
@@ -153,6 +169,7 @@ def _say(report: "PrepareReport", out: Path, output: Output) -> None:
         fate = "left out" if found.dropped else "kept; --drop-duplicates leaves them out"
         lines.append(f"{found.images} near-duplicates, {fate}: {out / 'prepare.json'} lists them")
     lines += report.initial
+    lines += [f"expert-{one.index} is {' or '.join(one.variants)}" for one in report.clusters if one.variants]
     sizes = ", ".join(str(cluster.images) for cluster in report.clusters)
     lines += [
         f"run {report.run_id.hex()[:12]}: {len(report.clusters)} clusters of {sizes} images",

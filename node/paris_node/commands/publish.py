@@ -9,6 +9,7 @@ from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.run_node import RunNode, run_items
 from paris_node.runs import MANIFEST_FILE, save_manifest
 from paris_node.signals import until_interrupted
+from paris_node.torch_cache import keep_torch_cache
 from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.programs import EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
@@ -22,6 +23,7 @@ def run(folder: Path, request: NetworkRequest, output: Output) -> int:
     signed = load_prepared(folder)
     home = Home.resolve(request.home)
     bootstrap = bootstrap_addresses(request, home)
+    keep_torch_cache(home)  # the child that measures losses inherits it
     with home.lock():
         adopt(folder, signed, home.store(clean=True))
         save_manifest(home, signed)

@@ -1,5 +1,6 @@
 """`paris-node seed`: serve a file or folder to whoever knows its id, straight from where it lies."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -7,6 +8,7 @@ import trio
 from paris_node.sharing import ShareRequest, open_sharing, own_identity, place, until_reachable, until_seeded
 from paris_node.signals import unless_interrupted
 from paris_p2p.errors import ConfigError
+from paris_p2p.net.addresses import is_loopback
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
@@ -20,9 +22,19 @@ def run(path: Path, piece_length: int | None, request: ShareRequest, output: Out
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
     home = Home.resolve(request.home)
-    store, ref = place(home, path, piece_length)
+    store, ref = place(home, path, piece_length, output)
     with own_identity(home) as identity:
         return trio.run(_seed, store, ref, request, identity, output)
+
+
+def how_to_get(info_hash: str, addresses: Sequence[str], *, lan: bool) -> list[str]:
+    """The commands that fetch the item, each with a remark where it does not work from everywhere."""
+    get = f"  paris-node get {info_hash} --out DIR"
+    near = [f"{get} --lan  # on this network"] if lan else []
+    return near + [
+        f"{get} --peer {address}{'  # on this machine' if is_loopback(address) else ''}"
+        for address in addresses
+    ]
 
 
 async def _seed(
@@ -35,7 +47,7 @@ async def _seed(
         output.event(
             "seeding",
             f"seeding {name} ({ref.length / 1e6:.1f} MB); Ctrl-C ends it. To fetch it:\n"
-            + "\n".join(f"  paris-node get {info_hash} --out DIR --peer {peer}" for peer in swarm.addresses),
+            + "\n".join(how_to_get(info_hash, swarm.addresses, lan=request.lan)),
             info_hash=info_hash,
             addresses=list(swarm.addresses),
             name=name,

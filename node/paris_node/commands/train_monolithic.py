@@ -17,9 +17,10 @@ from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash, Term, expert_role
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.store.hashing import content_id
 from paris_p2p.store.home import Home
-from paris_p2p.store.model_folder import write_model_folder
+from paris_p2p.store.model_folder import refuse_foreign, write_model_folder
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import Recipe, SignedManifest
@@ -47,6 +48,7 @@ class MonolithicRequest:
 def run(request: MonolithicRequest, output: Output) -> None:
     """Train the baseline of the prepared run in `request.folder` and write it as a model folder."""
     signed = load_prepared(request.folder)
+    refuse_foreign(request.out)
     home = Home.resolve(request.home)
     keep_torch_cache(home)
     import torch
@@ -63,7 +65,7 @@ def run(request: MonolithicRequest, output: Output) -> None:
         variant=request.variant,
         batch_size=request.batch_size,
     )
-    work = request.out.with_name(f".{request.out.name}.training")
+    work = _work_folder(request, signed, recipe)
     train, heldout = _data(signed, ContentStore(request.folder / "store"))
     training = recipe.experts[0].training
     output.event(
@@ -87,12 +89,31 @@ def run(request: MonolithicRequest, output: Output) -> None:
     output.event(
         "trained",
         f"{request.out}: held-out loss {done.heldout_loss:.4f} after {done.samples} samples\n"
-        f'next: paris-node generate "…" --model {request.out}',
+        f"next: paris-node evaluate {request.folder} --model {request.out} --model FOLDER\n"
+        f'  or: paris-node generate "…" --model {request.out}',
         path=str(request.out.resolve()),
         heldout_loss=done.heldout_loss,
         steps=done.steps,
         samples=done.samples,
     )
+
+
+def _work_folder(request: MonolithicRequest, signed: SignedManifest, recipe: Recipe) -> Path:
+    """Where checkpoints are kept until the model is written. Raises `ConfigError` when another training was
+    interrupted there: to go on from its weights would be neither the one nor the other."""
+    training = recipe.experts[0].training
+    this = f"run {signed.run_id.hex()}, variant {request.variant}, {training.steps} x {training.batch_size}\n"
+    work = request.out.with_name(f".{request.out.name}.training")
+    note = work / "of.txt"
+    with disk("keeping the training's checkpoints", work):
+        if note.exists() and note.read_text(encoding="utf-8") != this:
+            raise ConfigError(
+                f"{work} holds an interrupted training of another run or with other options: remove that "
+                "folder, or give the options it was started with"
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, this.encode())
+    return work
 
 
 def _data(signed: SignedManifest, store: ContentStore) -> "tuple[Examples, Examples]":
@@ -115,7 +136,7 @@ def _write(
     """The model folder. It says whose data it is of, and that it is one network; nothing of it is signed."""
     manifest = signed.manifest
     # One cluster, so that nothing is missing. Its refs stand for all data and are not written anywhere.
-    whole = dataclasses.replace(manifest.clusters[0], images=images)
+    whole = dataclasses.replace(manifest.clusters[0], images=images, variants=())
     derived = dataclasses.replace(
         manifest, name=f"{manifest.name[:51]}, monolithic", recipe=recipe, clusters=(whole,)
     )

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from paris_node.sizes import WORTH_SAYING_BYTES
 from paris_p2p import clock
-from paris_p2p.errors import StoreError
+from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.ids import InfoHash
 from paris_p2p.programs import EXIT_DONE, EXIT_INCOMPLETE, Output
 from paris_p2p.store.content_store import ContentStore
@@ -19,11 +20,17 @@ class _Tally:
 
 def run(home: Home, output: Output) -> int:
     """Check every complete item; `EXIT_INCOMPLETE` when one was damaged."""
+    if not home.has_store:
+        raise ConfigError(f"nothing was ever stored in {home.path}: name the node's folder with --home")
     store, tally, started = home.store(), _Tally(), clock.monotonic()
     for info_hash in store.ids():
         _check(store, info_hash, tally, output)
     seconds = clock.monotonic() - started
-    summary = f"{tally.items} items, {tally.checked_bytes / 1e6:.1f} MB hashed in {seconds:.1f} s"
+    partial = len(store.holdings()) - len(store.ids())
+    items = "1 item" if tally.items == 1 else f"{tally.items} items"
+    summary = f"{items}, {tally.checked_bytes / 1e6:.1f} MB hashed in {seconds:.1f} s"
+    if partial:
+        summary += f"; {partial} half fetched, which are checked when their fetch goes on"
     if tally.damaged:
         summary += (
             f"; {len(tally.damaged)} damaged: they are served no more, and a fetch (a running node's too) "
@@ -34,7 +41,7 @@ def run(home: Home, output: Output) -> int:
         summary,
         items=tally.items,
         damaged=tally.damaged,
-        partial=len(store.holdings()) - len(store.ids()),
+        partial=partial,
         bytes=tally.checked_bytes,
         seconds=round(seconds, 3),
     )
@@ -51,6 +58,8 @@ def _check(store: ContentStore, info_hash: InfoHash, tally: _Tally, output: Outp
         name, length, pieces = layout.name, layout.length, layout.pieces
     except StoreError:
         name, length, pieces = "", 0, 0  # its metadata is damaged: `verify` says what is left of it
+    if length >= WORTH_SAYING_BYTES:
+        output.say(f"{item[:16]}…  {length:>13}  {name}  …")
     try:
         bad, reason = len(store.verify(info_hash)), ""
     except StoreError as error:

@@ -5,11 +5,13 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from paris_node import fitting
 from paris_node.commands import join
 from paris_node.commands.join import JoinRequest
 from paris_node.network import NetworkRequest
@@ -99,6 +101,30 @@ async def test_a_role_the_run_does_not_have_is_refused_with_those_it_has(
 ) -> None:
     with pytest.raises(ConfigError, match=r"--role expert-7: this run has expert-0, router"):
         await joining(role="expert-7")
+
+
+async def test_what_memory_cannot_hold_is_said_and_left_to_others(
+    world: Any, joining: Joining, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fits(_manifest: Path, device: str) -> fitting.Fit:
+        await trio.lowlevel.checkpoint()
+        return fitting.Fit(device, 10, router=5, experts=(20,))
+
+    monkeypatch.setattr(fitting, "ASKED_FROM_BYTES", 0)
+    monkeypatch.setattr(fitting, "ask", fits)
+    world.scripts = [trains]
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await joining.hears("finished")
+            signal.raise_signal(signal.SIGINT)
+
+        nursery.start_soon(interrupt)
+        assert await joining() == 130
+    said = {event["event"]: event for event in joining.events()}
+    assert (said["unfit"]["roles"], said["claimed"]["role"]) == (["expert-0"], "router")
+    with pytest.raises(ConfigError, match="training expert-0 takes at least"):
+        await joining(role="expert-0")
 
 
 async def test_too_small_a_disk_is_said_before_anything_is_remembered(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paris_node.commands import verify
+from paris_p2p.errors import ConfigError
 from paris_p2p.programs import EXIT_DONE, EXIT_INCOMPLETE, Output
 from paris_p2p.store.home import Home
 from paris_p2p.wire.content import ContentRef
@@ -74,3 +75,8 @@ def test_people_read_a_line_an_item_and_what_to_do(home: Home, refs: list[Conten
     lines = stdout.getvalue().splitlines()
     assert len(lines) == 4 and "a fetch" in lines[-1]
     assert sum(line.endswith("good") for line in lines) == 2
+
+
+def test_a_folder_without_a_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--home"):
+        run(Home(tmp_path / "typo"))

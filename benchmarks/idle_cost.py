@@ -1,0 +1,175 @@
+"""What a node costs that has nothing to do: CPU seconds a minute of its processes, by what it is.
+
+    python benchmarks/idle_cost.py --holders 3 --standby 3 --seconds 60 [--poll 10 --ttl 60 --renew 20]
+
+A bootstrap node, an organiser and volunteers: `--holders` hold a role each, their trainers are stopped
+(SIGSTOP) once they run, so that only the node's own work is seen; the others stand by. Then the CPU time of
+every process over `--seconds` is taken from the system. The last line is JSON: for each kind of node and each
+of its processes (`node`, `dht`, `p2pd`) the mean of CPU seconds a minute, and of resident memory in MB.
+
+Owns: the measurement. Does not own: starting programs (`paris_node.actor`).
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import psutil
+import trio
+
+from paris_node.actor import Actor, Cast
+from paris_p2p import clock
+from paris_p2p.store.home import Home
+from paris_p2p.wire.manifest import check_manifest, sign_manifest
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+MODULES = {"paris_p2p.dht.worker": "dht", "paris_p2p.diffusion.train_worker": "trainer"}
+SETTLE_S = 20.0
+"""After the last trainer has started: everything has been copied and announced by then."""
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Which of a node's processes it is."""
+    words = process.cmdline()
+    if words and Path(words[0]).name == "p2pd":
+        return "p2pd"
+    return next((kind for module, kind in MODULES.items() if module in words), "node")
+
+
+def processes(actor: Actor) -> dict[str, psutil.Process]:
+    """A program's processes by kind."""
+    main = psutil.Process(actor.process.pid)
+    return {kind_of(one): one for one in (main, *main.children(recursive=True))}
+
+
+class Measurement:
+    """The programs, and what is measured of them."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, cast: Cast) -> None:
+        self.options, self.folder, self.cast = options, folder, cast
+        self.kinds: dict[str, list[Actor]] = defaultdict(list)
+        self.claimed: set[str] = set()
+
+    def home(self, name: str) -> Path:
+        """The home folder of a program."""
+        return self.folder / "homes" / name
+
+    def set_lease(self, path: Path) -> None:
+        """Times are the organiser's to choose, though no option of `prepare` is."""
+        signed, options = check_manifest(path.read_bytes()).manifest, self.options
+        lease = replace(signed.lease, ttl_s=options.ttl, renew_s=options.renew, poll_s=options.poll)
+        identity = Home.resolve(self.home("organiser")).identity()
+        path.write_bytes(sign_manifest(replace(signed, lease=lease), identity).data)
+
+    async def prepare(self) -> list[str]:
+        """The run and its publisher; the options every further node needs."""
+        out = self.folder / "run"
+        arguments = ["prepare", "digits", "--out", str(out), "--name", "idle", "--json", "--steps", "100000"]
+        arguments += ["--clusters", str(self.options.holders - 1), "--home", str(self.home("organiser"))]
+        await self.cast.start("prepare", arguments).last_event("prepared")
+        self.set_lease(out / "manifest.paris")
+        listen = ["--listen", LOOPBACK, "--json", "--home"]
+        boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
+        address = str((await boot.event("listening"))["addresses"][0])
+        publish = ["publish", str(out), "--bootstrap", address, *listen, str(self.home("organiser"))]
+        publisher = self.cast.start("publisher", publish)
+        await publisher.event("published")
+        self.kinds["bootstrap"].append(boot)
+        self.kinds["publisher"].append(publisher)
+        return ["join", "--threads", "1", "--bootstrap", address, *listen]
+
+    async def start(self) -> None:
+        """All nodes, the trainers stopped."""
+        join = await self.prepare()
+        for number in range(self.options.holders + self.options.standby):
+            name = f"n{number}"
+            actor = self.cast.start(name, [*join, str(self.home(name))])
+            if number < self.options.holders:
+                await actor.event("step")
+                processes(actor)["trainer"].send_signal(signal.SIGSTOP)
+                self.kinds["holder"].append(actor)
+            else:
+                self.kinds["standby"].append(actor)
+        await trio.sleep(SETTLE_S)
+
+    async def measure(self) -> dict[str, Any]:
+        """CPU seconds a minute and megabytes, by kind of node and process."""
+        before = self.look()
+        started = clock.monotonic()
+        await trio.sleep(self.options.seconds)
+        minutes = (clock.monotonic() - started) / 60.0
+        found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        for (kind, name, process), (cpu_s, rss) in self.look().items():
+            spent = cpu_s - before[kind, name, process][0]
+            found[kind][process].append((spent / minutes, rss / 1e6))
+        return {
+            kind: {
+                process: {
+                    "cpu_s_per_min": round(mean(cpu for cpu, _ in some), 2),
+                    "rss_mb": round(mean(rss for _, rss in some)),
+                }
+                for process, some in by_process.items()
+            }
+            for kind, by_process in found.items()
+        }
+
+    def look(self) -> dict[tuple[str, str, str], tuple[float, float]]:
+        """CPU seconds so far and resident bytes, by (kind of node, its name, process)."""
+        seen = {}
+        for kind, actors in self.kinds.items():
+            for actor in actors:
+                for process, one in processes(actor).items():
+                    if process != "trainer":
+                        times = one.cpu_times()
+                        seen[kind, actor.name, process] = (times.user + times.system, one.memory_info().rss)
+        return seen
+
+    def resume(self) -> None:
+        """Stopped trainers end by themselves only when they run."""
+        for actor in self.kinds["holder"]:
+            processes(actor)["trainer"].send_signal(signal.SIGCONT)
+
+
+async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything; nothing of it runs any more when this returns."""
+    async with Cast(folder / "logs", lambda _actor, _event: None) as cast:
+        measurement = Measurement(options, folder, cast)
+        await measurement.start()
+        figures = await measurement.measure()
+        measurement.resume()
+        return figures
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--holders", type=int, default=3, help="and as many roles")
+    parser.add_argument("--standby", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--poll", type=float, default=10.0)
+    parser.add_argument("--ttl", type=float, default=60.0)
+    parser.add_argument("--renew", type=float, default=20.0)
+    parser.add_argument(
+        "--keep", type=Path, help="a new folder for everything, kept (default: a temporary one)"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="idle-") as made:
+        folder = (options.keep or Path(made)).resolve()
+        (folder / "tmp").mkdir(parents=True)
+        os.environ["TMPDIR"] = str(folder / "tmp")
+        tempfile.tempdir = None
+        figures = trio.run(run, options, folder)
+    print(json.dumps({"poll_s": options.poll, "ttl_s": options.ttl, **figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
