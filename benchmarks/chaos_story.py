@@ -110,8 +110,11 @@ def stints(events: Iterable[Event]) -> list[Stint]:
     for event in events:
         kind, stint = event.what.get("event"), current.get(event.node)
         if kind == "claimed":
-            role, term = event.what["role"], event.what["term"]
-            stint = current[event.node] = Stint(role, event.node, event.life, term, event.at)
+            before, role = stint, event.what["role"]
+            stint = Stint(role, event.node, event.life, event.what["term"], event.at)
+            if before is not None and (before.role, before.life) == (role, event.life):
+                stint.start_step = before.last_step  # it trained on without a lease, and still does
+            current[event.node] = stint
             made.append(stint)
         elif stint is None or stint.life != event.life or stint.role != event.what.get("role"):
             continue
@@ -121,6 +124,8 @@ def stints(events: Iterable[Event]) -> list[Stint]:
                 made.append(stint)
             stint.start_step, stint.ready_at = int(event.what["step"]), event.at
         elif kind == "step":
+            if stint.ready_at is None and int(event.what["step"]) < stint.start_step:
+                stint.start_step = 0
             stint.first_at = stint.first_at or event.at
             stint.last_at, stint.last_step = event.at, max(stint.last_step, int(event.what["step"]))
         elif kind == "finished":

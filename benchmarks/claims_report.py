@@ -1,5 +1,7 @@
 """The figures of many simulated runs: kept in a file line by line, summed up, held against the bars.
 
+    python -m benchmarks.claims_report FILE...    # the tables of docs/protocol/claims.md
+
 Owns: the lines of a file made with `claims.py --out`, percentiles, the bars. Does not own: what is measured
 in one run (`claims`).
 
@@ -13,6 +15,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -222,3 +225,35 @@ def _rounded(value: float | None) -> float | None:
     if value is None:
         return None
     return round(value, 1) if math.isfinite(value) else -1.0
+
+
+def tables(runs: Runs) -> str:
+    """Two Markdown tables: the whole network, and what a partition leaves."""
+    rows = {cell: summarise(list(by_seed.values())) for cell, by_seed in sorted(runs.figures.items())}
+    whole = [
+        "| nodes | roles | RPCs lost | seeds | all roles held, p95 (worst) | take-over, p95 (worst; cases) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    parted = [
+        "| nodes | roles | RPCs lost | seeds | two holders meanwhile | one each, p95 (worst) | over 60 s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell, row in rows.items():
+        start = f"| {cell.nodes} | {cell.roles} | {cell.loss:.0%} | {len(runs.figures[cell])} |"
+        if cell.partition:
+            healed = _seconds(row["heal_p95_s"], row["heal_max_s"])
+            parted.append(f"{start} {row['overlaps']} times | {healed} | {row['heal_late']} |")
+        else:
+            settled = _seconds(row["settle_p95_s"], row["settle_max_s"])
+            taken = _seconds(row["takeover_p95_s"], row["takeover_max_s"], f"; {row['takeovers']}")
+            whole.append(f"{start} {settled} | {taken if row['takeovers'] else 'no spare node'} |")
+    return "\n".join([*whole, "", *parted])
+
+
+def _seconds(p95: float | None, most: float | None, more: str = "") -> str:
+    shown = ["never" if value == -1.0 else f"{value:.0f} s" for value in (p95 or 0.0, most or 0.0)]
+    return f"{shown[0]} ({shown[1]}{more})"
+
+
+if __name__ == "__main__":
+    print(tables(read_runs(Path(name) for name in sys.argv[1:])))

@@ -4,7 +4,7 @@ Owns: which blocks are still to be asked for, who was asked, what is here and fr
 piece (`core.picker`), who asks next (`core.scheduler`).
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 from paris_p2p.wire.bep52 import Buffer
@@ -57,11 +57,12 @@ class OpenPiece(Generic[P]):
         return not (self.here or self.asked)
 
     def span(self, offset: int) -> Span:
-        return offset, min(self.grid, self.length - offset)
+        left = self.length - offset
+        return offset, self.grid if self.grid < left else left
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> Iterator[Span]:
         """All unasked blocks, those asked for next first."""
-        return [self.span(offset) for offset in reversed(self._todo)]
+        return map(self.span, reversed(self._todo))
 
     def ask(self, peer: P, offset: int) -> None:
         """`peer` is asked for the block at `offset`, alone or as a second one."""

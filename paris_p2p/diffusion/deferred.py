@@ -3,9 +3,9 @@
 Owns: putting that `__init__` off until somebody asks the package for a name. Does not own: which packages
 those are (who imports below them says so).
 
-`diffusers.models.transformers` imports every transformer that diffusers has: 2 CPU seconds for one class, in
-every trainer and checker. Modules below a deferred package import as ever; the first name that is looked up
-in the package itself runs its `__init__`, so nobody else in the process sees a difference.
+`diffusers.models.transformers` imports every transformer that diffusers has, for one class, in every trainer
+and checker (what that costs: `ema`). Modules below a deferred package import as ever; the first name that is
+looked up in the package itself runs its `__init__`, so nobody else in the process sees a difference.
 """
 
 import importlib.util

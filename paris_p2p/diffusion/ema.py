@@ -3,7 +3,8 @@
 Owns: the average and its warm-up. Does not own: when it is updated (`training`), how it is saved (`resume`).
 
 `diffusers.training_utils.EMAModel` is the same average. Importing it brings in pipelines, schedulers, scipy
-and torchvision: 2 CPU seconds and 240 MB in every trainer and every checker.
+and torchvision. Without it, and with `deferred`, a trainer or checker starts with some 2 CPU seconds and 90
+MB less (of 9 and 935).
 """
 
 from collections.abc import Iterable, Iterator

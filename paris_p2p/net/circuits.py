@@ -18,7 +18,8 @@ from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.raw import ASK_S, close, connect, punch, receive_exactly, send_all, within
-from paris_p2p.net.tls import PUNCHED, RELAYED, TlsHost, TlsStream
+from paris_p2p.net.tls import TlsHost
+from paris_p2p.net.tls_stream import PUNCHED, RELAYED, TlsStream
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.reach import Answer, Ask, Opening, Status

@@ -33,10 +33,10 @@ SLOW_S = 0.012  # one that takes them slower gets smaller ones
 MAX_BACKLOG_BYTES = 8 << 20  # of everything; served blocks stay below: two batches and a block
 DIRECT_LIMITS = Limits()
 MUXED_LIMITS = Limits(max_block=1 << 18)  # on a slow path a larger one would hold up what follows it
-BLOCK_STEPS = ((40e6, 1 << 20), (8e6, 1 << 18))
-"""(bytes per second, bytes of a block): at these rates a larger block does not hold up what follows it."""
+BLOCK_S = 0.05  # of the peer's rate: a block of that does not hold up what follows it
 GATHER_S = 0.05  # of the peer's rate, of a block that has begun: to be woken for less is not worth it
 FEED_BYTES = 64 * 1024  # decoded at once: what a flood of messages without meaning can hold us up for
+TURN_S = 0.001  # of reading on without a pause, for as long as something is here
 EVENTS_AT_ONCE = 64  # then other tasks have their turn
 MAX_TEXT_CHARS = 200  # of what a stranger says, in our logs and messages
 TICK_S = 1.0
@@ -104,6 +104,8 @@ class Connection:
         self._uploads: deque[m.Request] = deque()
         self._requested = trio.Event()
         self._scope = trio.CancelScope()
+        self.ending = False
+        """Whether this side has ended the session, or a task of it has: nothing follows but the goodbye."""
 
     def __repr__(self) -> str:
         return f"Connection({peer_id_text(self.node_id)})"
@@ -113,9 +115,8 @@ class Connection:
         """How much to ask this peer for in one request, by how fast it delivers."""
         if not self.direct:
             return min(m.BLOCK_BYTES, self.max_block)
-        rate = self.received.rate(trio.current_time())
-        step = next((size for least, size in BLOCK_STEPS if rate >= least), m.BLOCK_BYTES)
-        return min(step, self.max_block)
+        steps = int(self.received.rate(trio.current_time()) * BLOCK_S) // m.BLOCK_BYTES
+        return min(m.BLOCK_BYTES << max(steps.bit_length() - 1, 0), self.max_block)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -138,15 +139,15 @@ class Connection:
     def end(self, code: int, failure: ParisError | None = None, *, said: str = "") -> None:
         """Ends the session from our side, once: `code` is what the peer is told, and `said`, or what it did
         wrong."""
-        if not self._scope.cancel_called:
+        if not self.ending:
             self.farewell = code
             self.failure = failure
             self._said = str(failure) if isinstance(failure, RemoteProtocolError) else said
-            self._scope.cancel()
+            self._stop()
 
-    @property
-    def ending(self) -> bool:
-        return self._scope.cancel_called
+    def _stop(self) -> None:
+        self.ending = True
+        self._scope.cancel()
 
     @property
     def usable(self) -> bool:
@@ -217,7 +218,7 @@ class Connection:
                 await self._read_in_place(self._stream)
             else:
                 await self._read_some()
-        self._scope.cancel()
+        self._stop()
 
     async def _read_in_place(self, stream: DirectStream) -> None:
         worth = self.session.missing
@@ -226,10 +227,15 @@ class Connection:
         count = await stream.receive_into(self.session.buffer(), worth)
         if not count:
             raise TransportError("the peer closed the stream")
-        now = trio.current_time()
-        self.received.add(count, now)
-        self.session.filled(count, now)
-        await self._handle_events()
+        begun = trio.current_time()
+        while count:
+            now = trio.current_time()
+            self.received.add(count, now)
+            self.session.filled(count, now)
+            await self._handle_events()
+            if now - begun > TURN_S or not self.usable:
+                break
+            count = stream.receive_now(self.session.buffer())  # the header of a block and then the block
 
     async def _read_some(self) -> None:
         data = await self._stream.receive_some(READ_BYTES)
@@ -243,11 +249,13 @@ class Connection:
 
     async def _handle_events(self) -> None:
         handled = 0
-        while not self.ending and (event := self.session.next_event(trio.current_time())) is not None:
+        now = trio.current_time()
+        while not self.ending and (event := self.session.next_event(now)) is not None:
             self._handle(event)
             handled += 1
             if handled % EVENTS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+                now = trio.current_time()
 
     def _handle(self, event: SessionEvent) -> None:
         match event:

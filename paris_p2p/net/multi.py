@@ -23,7 +23,8 @@ from paris_p2p.net.circuits import Circuits
 from paris_p2p.net.raw import within
 from paris_p2p.net.reachability import FindHelpers, Reachability
 from paris_p2p.net.relay import RelayService
-from paris_p2p.net.tls import CONNECT_S, HANDSHAKE_S, TlsHost, TlsStream, can_connect, open_tls_host
+from paris_p2p.net.tls import CONNECT_S, HANDSHAKE_S, TlsHost, can_connect, open_tls_host
+from paris_p2p.net.tls_stream import TlsStream
 from paris_p2p.net.transport import ByteStream, Peer, StreamHandler, unwrapped
 from paris_p2p.values import dataclass
 from paris_p2p.wire.addresses import MAX_ADDRESSES

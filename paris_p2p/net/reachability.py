@@ -16,7 +16,8 @@ import trio
 from paris_p2p.errors import ParisError, TransportError
 from paris_p2p.net.addresses import Endpoint, dialable, parse_endpoint
 from paris_p2p.net.circuits import PROBE_S, Circuits
-from paris_p2p.net.tls import PUNCHED, TlsHost
+from paris_p2p.net.tls import TlsHost
+from paris_p2p.net.tls_stream import PUNCHED
 from paris_p2p.net.transport import Peer
 from paris_p2p.wire.identity import peer_id_text
 from paris_p2p.wire.reach import Answer, Status, circuit_text

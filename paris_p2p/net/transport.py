@@ -67,6 +67,10 @@ class DirectStream(ABC):
         `worth`: bytes that are to come in any case, so that to be woken for fewer is not worth it."""
 
     @abstractmethod
+    def receive_now(self, buffer: memoryview) -> int:
+        """As `receive_into` without waiting: 0 when nothing is here, or the peer is done."""
+
+    @abstractmethod
     async def aclose(self) -> None: ...
 
 

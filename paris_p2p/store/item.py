@@ -4,8 +4,10 @@ Owns: the read side shared by complete and partial items, and complete items the
 Does not own: writing (`store.partial`), or where items live (`store.content_store`).
 """
 
+import functools
 import os
 import threading
+from pathlib import Path
 from typing import Protocol
 
 from paris_p2p.errors import RemoteProtocolError, StoreError
@@ -64,6 +66,11 @@ def load_layer(folder: ItemFolder, layout: Layout, file_index: int) -> bytes:
     return layer
 
 
+@functools.lru_cache(maxsize=1024)
+def _file(folder: ItemFolder, path: tuple[str, ...]) -> Path:
+    return folder.file(path)  # putting paths together costs as much as reading 64 KiB
+
+
 def read_span(
     pool: HandlePool, folder: ItemFolder, layout: Layout, piece: int, offset: int, length: int
 ) -> bytes:
@@ -78,7 +85,7 @@ def read_span(
     if not (offset >= 0 and 0 < length <= piece_length - offset):
         raise RemoteProtocolError(f"a block at {offset}+{length} of a piece of {piece_length} was asked for")
     entry = layout.files[index]
-    path = folder.file(entry.path)
+    path = _file(folder, entry.path)
     with disk(f"reading {path.name}", path.parent), pool.use(path) as fd:
         size = os.fstat(fd).st_size
         data = read_at(fd, length, start + offset) if size == entry.length else b""
@@ -99,7 +106,7 @@ def read_span_now(
     entry = layout.files[index]
     if not (offset >= 0 and 0 < length <= piece_length - offset):
         return None
-    with pool.use_if_open(folder.file(entry.path)) as fd:
+    with pool.use_if_open(_file(folder, entry.path)) as fd:
         if fd is None or os.fstat(fd).st_size != entry.length:
             return None
         return read_now(fd, length, start + offset)

@@ -55,6 +55,21 @@ def test_the_kill_that_ends_a_training_explains_its_loss_rather_than_a_later_one
     assert [loss.kill for loss in losses(made, stints(made.events))] == kills[:1]
 
 
+def test_a_trainer_that_runs_on_while_its_node_claims_the_role_again_loses_nothing() -> None:
+    again = told(
+        (0.0, "a", 1, "claimed", 0),
+        (9.0, "a", 1, "step", 90),
+        (20.0, "a", 1, "claimed", 0),
+        (21.0, "a", 1, "step", 95),
+        (30.0, "a", 1, "resumed", 96),
+        (31.0, "a", 1, "step", 97),
+    )
+    assert losses(story(again, [], [(6.0, 60)]), stints(again)) == []
+    afresh = [*again[:3], *told((31.0, "a", 1, "step", 2))]
+    (loss,) = losses(story(afresh, [], [(6.0, 60)]), stints(afresh))
+    assert (loss.steps, loss.beyond_safe) == (90, 60)
+
+
 def test_two_nodes_that_train_one_role_for_longer_than_a_lease_are_seen() -> None:
     late = [*TAKEN_OVER, *told((95.0, "a", 1, "step", 400))]
     assert "overlap_s" not in judged(story(late, [Kill(1.0, "p2pd", "a", 1, None, 0)], [(3.0, 300)]))

@@ -16,7 +16,8 @@ from paris_p2p.net import raw
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.circuits import MAX_ANSWERING, Circuits
 from paris_p2p.net.relay import RelayService
-from paris_p2p.net.tls import RELAYED, TlsHost, open_tls_host
+from paris_p2p.net.tls import TlsHost, open_tls_host
+from paris_p2p.net.tls_stream import RELAYED
 from paris_p2p.net.transport import ByteStream
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import Identity

@@ -12,18 +12,10 @@ import trio.testing
 
 from paris_p2p.errors import NetworkError, TransportError
 from paris_p2p.ids import NodeId
-from paris_p2p.net import tls
+from paris_p2p.net import tls, tls_stream
 from paris_p2p.net.addresses import Endpoint
-from paris_p2p.net.tls import (
-    ALPN,
-    NONCE_BYTES,
-    SOCKET_BYTES,
-    TlsHost,
-    TlsStream,
-    can_connect,
-    open_tls_host,
-    proof_message,
-)
+from paris_p2p.net.tls import NONCE_BYTES, TlsHost, can_connect, open_tls_host, proof_message
+from paris_p2p.net.tls_stream import ALPN, SOCKET_BYTES, TlsStream
 from paris_p2p.net.transport import ByteStream
 from paris_p2p.wire.identity import Identity
 
@@ -119,6 +111,70 @@ async def test_what_is_received_fills_the_buffer_it_is_given() -> None:
             assert await stream.receive_into(memoryview(bytearray(1))) == 0
         await stream.aclose()
     assert bytes(buffer) == sent
+
+
+async def chop(source: trio.SocketStream, target: trio.SocketStream, rng: random.Random) -> None:
+    """Passes bytes on in pieces that know nothing of records, each only when the last has been dealt with."""
+    while data := await source.receive_some(rng.choice([7, 300])):
+        await target.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_nobody_waits_for_more_than_what_is_to_come() -> None:
+    """Bytes of any number, cut anywhere on their way; the next are sent only once the last are here."""
+    rng = random.Random(4)
+    lengths = [rng.choice([1, 300, 17_000]) + rng.randrange(200) for _ in range(20)]
+
+    async def give(node_id: NodeId, stream: ByteStream) -> None:
+        for length in lengths:
+            for start in range(0, length, 16_000):
+                await stream.send_all(b"x" * min(16_000, length - start))
+            assert await stream.receive_some(1) == b"!"
+        await stream.aclose()
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(give)
+
+        async def between(stream: trio.SocketStream) -> None:
+            server = await trio.open_tcp_stream("127.0.0.1", alice.endpoints[0].port)
+            async with server, trio.open_nursery() as both:
+                both.start_soon(chop, server, stream, rng)
+                await chop(stream, server, rng)
+                both.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, between, 0)
+            port = listeners[0].socket.getsockname()[1]
+            with trio.fail_after(30):
+                stream = await bob.dial(ALICE.node_id, Endpoint("127.0.0.1", port, tls=True))
+                for length in lengths:
+                    left, buffer = length, memoryview(bytearray(length))
+                    while left:
+                        room = min(left, rng.choice([100, 4096, left]))
+                        left -= await stream.receive_into(buffer[:room], left)
+                    await stream.send_all(b"!")
+                assert await stream.receive_into(memoryview(bytearray(1)), 1) == 0
+            await stream.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_block_half_here_wakes_nobody_for_every_few_bytes() -> None:
+    async def trickle(node_id: NodeId, stream: ByteStream) -> None:
+        for _ in range(100):
+            await stream.send_all(b"x" * 1000)
+            await trio.testing.wait_all_tasks_blocked(0.0005)
+        await stream.aclose()
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(trickle)
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        left, woken = 100_000, 0
+        with trio.fail_after(20):
+            while left:
+                left -= await stream.receive_into(memoryview(bytearray(left)), left)
+                woken += 1
+        assert woken < 25
+        await stream.aclose()
 
 
 async def test_another_node_at_the_address_is_refused() -> None:
@@ -299,7 +355,7 @@ async def test_messages_of_tls_without_data_end_the_connection() -> None:
     """What TLS works on without giving us anything, fed as from the socket: no more than a little of it."""
     async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
         stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
-        stream._fed += tls.MAX_IDLE_BYTES + 1  # as many key updates as that
+        stream._fed += tls_stream.MAX_IDLE_BYTES + 1  # as many key updates as that
         with pytest.raises(TransportError, match="no data"):
             await stream.receive_some(1)
         stream.abort()
@@ -307,7 +363,7 @@ async def test_messages_of_tls_without_data_end_the_connection() -> None:
 
 
 async def test_data_is_not_taken_for_messages_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "MAX_IDLE_BYTES", 20_000)  # a record begun, and the handshake
+    monkeypatch.setattr(tls_stream, "MAX_IDLE_BYTES", 20_000)  # a record begun, and the handshake
     sent = random.Random(3).randbytes(1 << 20)
     async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
         stream = await bob.dial(ALICE.node_id, alice.endpoints[0])

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import trio
 
+from paris_node import run_node
 from paris_node.run_node import HAND_OVER_S, RunNode
+from paris_node.snapshot import observe
 from paris_p2p import clock
 from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
@@ -230,3 +232,27 @@ async def test_handing_over_is_bounded_and_skipped_when_nobody_is_there(
     world.says(TRAINER, absent, world.signed.run_id)
     await node.hand_over()
     assert HAND_OVER_S <= trio.current_time() - started < HAND_OVER_S + 2
+
+
+async def test_who_looks_at_the_whole_run_anyway_looks_once_for_copying_too(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, _ = world.run_node(world.network("alice", seeds=True))
+    poll_s = world.signed.manifest.lease.poll_s
+    looks = 0
+
+    async def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await observe(*arguments, **options)
+
+    monkeypatch.setattr(run_node, "observe", counting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.replicate_loop)
+        for _ in range(20):
+            await node.observe()
+            await trio.sleep(0.9 * poll_s)
+        together, looks = looks, 0
+        await trio.sleep(18 * poll_s)
+        nursery.cancel_scope.cancel()
+    assert together <= 21 and 17 <= looks <= 19
