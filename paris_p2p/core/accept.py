@@ -155,15 +155,19 @@ def fair_order(new: Mapping[NodeId, Sequence[bytes]], first: Collection[NodeId],
 def limit_per_holder(
     statements: Iterable[CheckpointStatement], backed: Collection[CheckpointStatement], limit: int
 ) -> list[CheckpointStatement]:
-    """At most `limit` statements of each holder: those somebody counts on (`backed`), then the newest by term
-    and step. One key must not fill a reader's table."""
+    """At most `limit` (two or more) statements of each holder: the newest that somebody counts on (`backed`),
+    the newest of all, then the other backed ones and the others, each newest first. One key must not fill a
+    reader's table; but copies of its older checkpoints are announced for minutes, and must not hide what it
+    made last.
+    """
     by_holder: dict[NodeId, list[CheckpointStatement]] = {}
     for statement in statements:
         by_holder.setdefault(statement.holder, []).append(statement)
     kept: list[CheckpointStatement] = []
     for some in by_holder.values():
-        some.sort(key=lambda one: (one not in backed, -one.term, -one.step, one.weights.info_hash))
-        kept += some[:limit]
+        some.sort(key=lambda one: (-one.finished, -one.term, -one.step, one.weights.info_hash))
+        counted = sorted(some, key=lambda one: one not in backed)
+        kept += list(dict.fromkeys([counted[0], some[0], *counted]))[:limit]
     return kept
 
 

@@ -259,6 +259,15 @@ def test_one_key_has_only_so_many_checkpoints_and_the_backed_ones_stay() -> None
     assert set(kept) == {many[0], many[4], other}
 
 
+def test_a_holders_newest_checkpoint_is_not_hidden_by_older_ones_that_others_count_on() -> None:
+    old = [statement(holder=HOLDER, step=step) for step in (10, 20, 30)]
+    newest = statement(holder=HOLDER, step=40)
+    assert set(limit_per_holder([*old, newest], set(old), 3)) == {*old[1:], newest}
+    end = statement(holder=HOLDER, step=100, term=1)
+    later = statement(holder=HOLDER, step=20, term=2)
+    assert end.finished and set(limit_per_holder([*old, end, later], set(old), 2)) == {old[2], end}
+
+
 def test_a_key_that_announces_much_has_no_more_turns_than_others_and_no_place_of_its_choice() -> None:
     flood = [bytes([n]) for n in range(50)]
     new = {HOLDER: flood, PEERS[0]: [b"a"], PEERS[1]: [b"b"]}
