@@ -9,10 +9,10 @@ pydantic, takes as much CPU time as all the rest of `get` up to its first connec
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from paris_p2p.programs import Output, run_program, set_up_logging
-from paris_p2p.values import dataclass
 
 FLAGS = {"--json", "--debug", "--keep-seeding", "--lan", "--no-lan"}
 SINGLE = {

@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ from paris_p2p.net.swarm import Peer, Swarm, open_swarm
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.home import Home
-from paris_p2p.values import dataclass
 from paris_p2p.wire.content import AnyRef, ContentRef
 from paris_p2p.wire.identity import SEED_BYTES, Identity, node_id_from_peer_id
 

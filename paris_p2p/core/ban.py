@@ -5,9 +5,8 @@ anyway. While no other source is known a ban counts for `LAST_HOLDER_S` only.
 """
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
-
-from paris_p2p.values import dataclass
 
 P = TypeVar("P", bound=Hashable)
 

@@ -10,9 +10,8 @@ slot is given by chance, mostly to newcomers, who have nothing to give yet.
 
 import random
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
-
-from paris_p2p.values import dataclass
 
 P = TypeVar("P", bound=Hashable)
 

@@ -5,9 +5,9 @@ longest. What is pinned never goes. Does not own: what is pinned (the programs),
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from paris_p2p.ids import InfoHash
-from paris_p2p.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

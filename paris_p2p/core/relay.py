@@ -7,9 +7,9 @@ Callers are counted by the address they come from: node ids are free to make.
 
 import ipaddress
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 
 from paris_p2p.core.limiter import TokenBucket
-from paris_p2p.values import dataclass
 
 MAX_HOSTS = 4096
 """Callers remembered; the one that was quiet for longest is forgotten."""

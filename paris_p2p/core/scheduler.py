@@ -14,14 +14,13 @@ a block that differs is proven a liar.
 import hashlib
 import random
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from paris_p2p.core.blocks import OpenPiece
 from paris_p2p.core.picker import Picker
 from paris_p2p.core.pipeline import Key, Pipeline
 from paris_p2p.ids import PieceIndex
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import Buffer
 
 P = TypeVar("P", bound=Hashable)

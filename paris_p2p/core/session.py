@@ -10,11 +10,11 @@ what keeps both sides' books equal without a clock.
 
 import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
-from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
 from paris_p2p.wire.frames import FrameDecoder
 

@@ -13,12 +13,11 @@ sent once or is held by a peer, or while there is only one peer, everything is s
 
 import random
 from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from paris_p2p.core.rate import RateMeter
 from paris_p2p.ids import PieceIndex
-from paris_p2p.values import dataclass
 
 P = TypeVar("P", bound=Hashable)
 

@@ -8,9 +8,9 @@ Keys cost nothing, addresses do: whoever makes a thousand keys still comes from 
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from paris_p2p.ids import NodeId
-from paris_p2p.values import dataclass
 
 GRACE_S = 10.0  # a session so young makes way for nobody
 

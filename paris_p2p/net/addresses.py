@@ -8,9 +8,9 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from paris_p2p.errors import ConfigError, NetworkError
-from paris_p2p.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

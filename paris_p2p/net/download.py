@@ -8,6 +8,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ from paris_p2p.net.sources import Sources
 from paris_p2p.net.transport import Peer
 from paris_p2p.net.verifier import Arrival, Verifier
 from paris_p2p.store.partial import PartialItem
-from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
 from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Layout
 

@@ -3,10 +3,9 @@
 Owns: `SwarmLimits` and its checks. Does not own: enforcing them (`core.limiter`, `net.item`, `net.swarm`).
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from paris_p2p.errors import ConfigError
-from paris_p2p.values import dataclass
 
 DEFAULT_MAX_PEERS = 40
 YIELDED_UP_BYTES_PER_S = 256 * 1024

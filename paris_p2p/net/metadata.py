@@ -3,14 +3,13 @@
 Owns: which peer is asked, the chunks so far. Does not own: checking the result (`store`), storing it.
 """
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 import trio
 
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import FileIndex
 from paris_p2p.net.connection import Connection
-from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
 
 

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from paris_p2p.net.relay import RelayService
 from paris_p2p.net.tls import CONNECT_S, HANDSHAKE_S, TlsHost, can_connect, open_tls_host
 from paris_p2p.net.tls_stream import TlsStream
 from paris_p2p.net.transport import ByteStream, Peer, StreamHandler, unwrapped
-from paris_p2p.values import dataclass
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, peer_id_text
 from paris_p2p.wire.reach import circuit_relay, is_circuit

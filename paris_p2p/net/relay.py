@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -20,7 +21,6 @@ from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.raw import ASK_S, close, receive_exactly, receive_into, seen_from, send_all, within
-from paris_p2p.values import dataclass
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import peer_id_text, verify
 from paris_p2p.wire.reach import Answer, Ask, Opening, Status

@@ -4,10 +4,10 @@ Owns: known peers from every origin, backoff after failures. Does not own: bans 
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from paris_p2p.ids import NodeId
 from paris_p2p.net.transport import Peer
-from paris_p2p.values import dataclass
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 
 MAX_SOURCES = 500

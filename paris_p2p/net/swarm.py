@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from paris_p2p.net.reachability import Reachability
 from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.item import StoredItem
-from paris_p2p.values import dataclass
 from paris_p2p.wire import messages as m
 from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import Identity, peer_id_text

@@ -7,10 +7,10 @@ Does not own: any implementation (`net.host`, and the tests' memory network).
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from paris_p2p.ids import NodeId
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import Buffer
 
 WRITE_BYTES = 65_507

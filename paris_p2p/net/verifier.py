@@ -11,6 +11,7 @@ thread writes, and all that has become ready meanwhile goes with the next call.
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import trio
@@ -18,7 +19,6 @@ import trio
 from paris_p2p.ids import PieceIndex
 from paris_p2p.net.blocking import Blocking
 from paris_p2p.store.partial import PartialItem
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import Buffer
 
 T = TypeVar("T")

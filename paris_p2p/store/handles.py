@@ -9,9 +9,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-
-from paris_p2p.values import dataclass
 
 MAX_IDLE = 64
 """Files kept open while nobody reads them; the usual limit of a process is 1024 in all."""

@@ -7,12 +7,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from paris_p2p.errors import ConfigError, LocalProtocolError, StoreError
 from paris_p2p.ids import InfoHash
 from paris_p2p.store.durable import disk, read_at
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import (
     MAX_FILES,
     MAX_PIECES,

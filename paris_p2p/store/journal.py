@@ -22,11 +22,11 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from paris_p2p.ids import FileIndex, InfoHash
 from paris_p2p.store.durable import sync_path, write_atomic
 from paris_p2p.store.layout import ItemFolder
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bep52 import FileEntry, Layout
 
 _MAGIC = b"paris journal 2\n"

@@ -13,12 +13,12 @@
 Folders move between these by one rename, so an item is never seen half there.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from paris_p2p.errors import RemoteProtocolError, StoreError
 from paris_p2p.ids import InfoHash
 from paris_p2p.store.durable import disk, write_atomic
-from paris_p2p.values import dataclass
 from paris_p2p.wire import canonical
 from paris_p2p.wire.content import ContentRef
 

@@ -14,10 +14,10 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bencode import Bencoded, bdecode, bencode
 from paris_p2p.wire.content import MAX_ITEM_BYTES, AnyRef, ContentRef
 

@@ -1,9 +1,9 @@
 """The reference to a content item, as it stands in manifests, records and messages."""
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from paris_p2p.ids import InfoHash
-from paris_p2p.values import dataclass
 
 MAX_ITEM_BYTES = 1 << 40
 MIN_PIECE_LENGTH = 1 << 14

@@ -5,10 +5,10 @@ Owns: the incremental `FrameDecoder`, receiving blocks in place. Does not own: w
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import PieceIndex
-from paris_p2p.values import dataclass
 from paris_p2p.wire.messages import (
     BLOCK,
     BLOCK_HEADER,

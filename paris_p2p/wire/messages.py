@@ -7,10 +7,10 @@ finding frames in a stream (`wire.frames`), when a message may be sent (`core.se
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from paris_p2p.errors import LocalProtocolError, RemoteProtocolError
 from paris_p2p.ids import FileIndex, InfoHash, PieceIndex
-from paris_p2p.values import dataclass
 from paris_p2p.wire import bep52, canonical
 from paris_p2p.wire.identity import NODE_ID_BYTES
 

@@ -8,11 +8,11 @@ A connection to a node's TLS port that begins with `MAGIC` instead of a TLS reco
 
 import ipaddress
 import struct
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId
-from paris_p2p.values import dataclass
 from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES
 
 MAGIC = b"PARIS-R1"

@@ -5,11 +5,11 @@ dictionary and the piece layers inside (`wire.bep52`).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import parse_qs, quote
 
 from paris_p2p.errors import ConfigError, RemoteProtocolError
 from paris_p2p.ids import InfoHash
-from paris_p2p.values import dataclass
 from paris_p2p.wire.bencode import Bencoded, bdecode, bencode
 from paris_p2p.wire.bep52 import (
     HASH_BYTES,

@@ -8,6 +8,7 @@ A complete item gets its name in the output folder by a hard link, never by a co
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -22,7 +23,6 @@ from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.store.durable import disk
 from paris_p2p.store.home import Home
-from paris_p2p.values import dataclass
 from paris_p2p.wire.content import AnyRef, MagnetRef
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.torrent import MAX_TORRENT_BYTES, Torrent, parse_item_id, read_torrent
