@@ -65,6 +65,10 @@ class Announcer:
         if kept is None or kept.payload != payload:
             self._kept[key] = _Kept(payload, scope, ttl_s)
 
+    def unsay(self, payload: type[Payload], scope: bytes) -> None:
+        """Let the record of this kind under `scope`, if any, expire."""
+        self._kept.pop((KIND_OF[payload], scope), None)
+
     def forget_removed(self) -> None:
         """Let the records of items that have left the store, and are not being fetched, expire."""
         fetching = self._network.swarm.fetching()

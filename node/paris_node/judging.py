@@ -1,17 +1,19 @@
 """The checkpoints that strangers announce, judged: from records to candidates with a standing.
 
-Owns: `Candidate`, what this node knows by itself (`Known`), the jury of a moment, and the caps on what one
-key or one crowd can make a reader look at. Does not own: reading the records (`snapshot`), the rules
-(`core.accept`, `core.access`), checking weights (`checker`).
+Owns: `Candidate`, what this node knows by itself (`Known`), which statements it has verified (`Met`), the
+jury of a moment, and the caps on what one key or one crowd can make a reader look at. Does not own: reading
+the records (`snapshot`), the rules (`core.accept`, `core.access`), checking weights (`checker`).
 """
 
+import logging
+import math
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
+from paris_p2p import clock
 from paris_p2p.core.accept import (
     Attestation,
     Jury,
@@ -28,14 +30,11 @@ from paris_p2p.core.assignment import SeenClaim, claim_rank, newest_statement
 from paris_p2p.core.safety import Held
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
-from paris_p2p.wire.checkpoint import (
-    CheckpointStatement,
-    check_statement,
-    is_remembered,
-    statement_digest,
-)
+from paris_p2p.wire.checkpoint import CheckpointStatement, check_statement, statement_digest
 from paris_p2p.wire.manifest import SignedManifest
 from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, Record
+
+log = logging.getLogger(__name__)
 
 MAX_RECORDS_PER_KEY = 2048
 MAX_PER_HOLDER = 3
@@ -44,7 +43,9 @@ VERIFIED_AT_ONCE = 32
 """New statements verified in a row before other tasks have their turn: about 20 ms."""
 VERIFIED_A_ROUND = 64
 VERIFIED_A_ROLE = 8
-"""New statements verified in one reading of a run: 70 ms of CPU with nine roles."""
+"""New statements verified in one reading of a run that was read before: 70 ms of CPU with nine roles."""
+WHOLE_DEADLINE_S = 60.0
+"""So long may it take to verify all that is announced: a role's 2048 take a second or two."""
 PUBLISHING = "publishing"
 """The activity of the organiser's node that mirrors, and so checks, every checkpoint."""
 
@@ -100,31 +101,122 @@ class Candidate:
         return Held(self.statement, self.providers)
 
 
-async def verify_new(
-    announced: Mapping[Role, Sequence[Record]], first: Collection[NodeId], now_unix: float
-) -> None:
-    """Verify statements that were not met before, so many a round as `verified_a_round` says and in
-    `core.accept.fair_order`: judging leaves out the others, whose turn comes in a later round.
+class Met:
+    """The signed statements of one run that a reader has verified, and what they turned out to be.
 
-    Does not hold up everything else, and a stranger that publishes thousands of them costs no more.
+    For each role it keeps those shown last, as many as one reading looks at: what is shown is not forgotten
+    while it is shown, however many keys show something. Whoever reads for the first time, or once, has none.
     """
+
+    def __init__(self) -> None:
+        self._answers: dict[Role, dict[bytes, CheckpointStatement | None]] = {}
+        self._read: set[Role] = set()
+        self.patience_s = WHOLE_DEADLINE_S
+        """Left for the first readings together, which their reader may give up one by one."""
+
+    def statement(self, role: Role, data: bytes) -> CheckpointStatement | None:
+        """What `data` says of `role`; None if it says nothing, or was not verified yet."""
+        return self._answers.get(role, {}).get(data)
+
+    def was_read(self, roles: Iterable[Role]) -> bool:
+        """Whether everything that was announced of all these roles has been verified once."""
+        return self._read.issuperset(roles)
+
+    def note_read(self, roles: Iterable[Role]) -> None:
+        """From now on `was_read` is true of them."""
+        self._read.update(roles)
+
+    def unknown(self, role: Role, shown: Iterable[bytes]) -> list[bytes]:
+        """Those of the `shown` statements that were not verified; the others are kept longest from now on."""
+        answers = self._answers.setdefault(role, {})
+        new: list[bytes] = []
+        for data in shown:
+            if data in answers:
+                answers[data] = answers.pop(data)
+            else:
+                new.append(data)
+        return new
+
+    def verify(self, signed: SignedManifest, role: Role, data: bytes) -> None:
+        """Find out what `data` says, unless it is known. Takes about half a millisecond."""
+        answers = self._answers.setdefault(role, {})
+        if data in answers:
+            return
+        answers[data] = _of_role(signed, role, data)
+        if len(answers) > MAX_RECORDS_PER_KEY:
+            del answers[next(iter(answers))]
+
+
+def _of_role(signed: SignedManifest, role: Role, data: bytes) -> CheckpointStatement | None:
+    try:
+        statement = check_statement(data)
+    except RemoteProtocolError:
+        return None
+    return statement if (statement.run_id, statement.role) == (signed.run_id, role) else None
+
+
+async def verify_new(
+    signed: SignedManifest,
+    announced: Mapping[Role, Sequence[Record]],
+    met: Met,
+    *,
+    first: Collection[NodeId] = (),
+    vouched: Collection[bytes] = (),
+    salt: float = 0.0,
+    whole: bool = False,
+) -> None:
+    """Verify statements that were not met before, in `core.accept.fair_order`: of roles that were read before
+    so many a reading as `verified_a_round` says, and judging leaves out the others, whose turn comes in a
+    later one; when a role is read for the first time, or `whole`, all of them, as far as `WHOLE_DEADLINE_S`
+    goes.
+
+    `vouched`: digests of statements that must not wait, with those of the keys in `first`. Other tasks have
+    their turn meanwhile.
+    """
+    began, patience_s = clock.monotonic(), WHOLE_DEADLINE_S
+    if first_time := not met.was_read(announced):
+        patience_s = patience_s if whole else max(0.0, met.patience_s)
+        whole = True
     new: dict[NodeId, list[bytes]] = {}
-    for records in announced.values():
-        for record in records[:MAX_RECORDS_PER_KEY]:
-            payload = record.payload
-            if isinstance(payload, AnnounceRecord) and not is_remembered(payload.statement):
-                new.setdefault(record.owner, []).append(payload.statement)
-    ordered = fair_order(new, first, salt=struct.pack(">d", now_unix))
-    for number, data in enumerate(ordered[: verified_a_round(len(announced))], 1):
-        with suppress(RemoteProtocolError):  # judging drops it
-            check_statement(data)
-        if number % VERIFIED_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
+    roles: dict[bytes, list[Role]] = {}
+    for role, records in announced.items():
+        owners = _announcers(records)
+        for data in met.unknown(role, owners):
+            roles.setdefault(data, []).append(role)
+            for owner in owners[data]:
+                new.setdefault(owner, []).append(data)
+    known_good = [data for data in roles if statement_digest(data) in vouched] if vouched else []
+    ordered = fair_order(new, first, struct.pack(">d", salt), known_good)
+    left = len(ordered) if whole else min(len(ordered), verified_a_round(len(announced)))
+    try:
+        with trio.move_on_after(patience_s if whole else math.inf) as scope:
+            for number, data in enumerate(ordered[:left], 1):
+                for role in roles[data]:
+                    met.verify(signed, role, data)
+                if number % VERIFIED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+    finally:
+        if first_time:
+            met.patience_s -= clock.monotonic() - began
     await trio.lowlevel.checkpoint()
+    if scope.cancelled_caught:
+        log.warning("%d checkpoints are announced: not all could be looked at yet", len(ordered))
+    if whole:
+        met.note_read(announced)
+
+
+def _announcers(records: Sequence[Record]) -> dict[bytes, list[NodeId]]:
+    """Who announces each signed statement, of as many records as one looks at."""
+    owners: dict[bytes, list[NodeId]] = {}
+    for record in records[:MAX_RECORDS_PER_KEY]:
+        if isinstance(record.payload, AnnounceRecord):
+            owners.setdefault(record.payload.statement, []).append(record.owner)
+    return owners
 
 
 def verified_a_round(roles: int) -> int:
-    """How many new statements a reading of `roles` verifies: more than an honest run has new at a time."""
+    """How many new statements a reading of `roles` verifies that were read before: more than an honest run
+    has new at a time."""
     return VERIFIED_A_ROUND + VERIFIED_A_ROLE * roles
 
 
@@ -158,6 +250,11 @@ def attestations(
     return said
 
 
+def vouched_by(organiser: NodeId, said: Mapping[bytes, Sequence[Attestation]]) -> set[bytes]:
+    """The digests of the statements that the organiser found good."""
+    return {digest for digest, words in said.items() if any(w.good and w.owner == organiser for w in words)}
+
+
 @dataclass(frozen=True, slots=True)
 class _Announced:
     """One statement as announced, perhaps by several."""
@@ -171,6 +268,7 @@ def candidates(
     signed: SignedManifest,
     role: Role,
     records: Sequence[Record],
+    met: Met,
     said: Mapping[bytes, Sequence[Attestation]],
     jury: Jury,
     known: Known = NOTHING_KNOWN,
@@ -181,7 +279,7 @@ def candidates(
     Forged statements, those this node found bad, those of holders who may not claim and those that are not
     verified yet (`verify_new`) are left out.
     """
-    announced = _announced(signed, records, known)
+    announced = _announced(signed, role, records, met, known)
     judged = {s: _judged(s, one, said, jury, known) for s, one in announced.items()}
     backed = {statement for statement, candidate in judged.items() if candidate.credible}
     few = limit_per_holder(judged, backed, MAX_PER_HOLDER)
@@ -194,7 +292,7 @@ def _tier(candidate: Candidate) -> int:
 
 
 def _announced(
-    signed: SignedManifest, records: Sequence[Record], known: Known
+    signed: SignedManifest, role: Role, records: Sequence[Record], met: Met, known: Known
 ) -> dict[CheckpointStatement, _Announced]:
     holders: dict[bytes, set[NodeId]] = {}
     passes: dict[bytes, set[bytes]] = {}
@@ -205,11 +303,8 @@ def _announced(
             passes.setdefault(payload.statement, set()).add(payload.access)
     found: dict[CheckpointStatement, _Announced] = {}
     for data, owners in holders.items():
-        if not is_remembered(data):  # its turn to be verified comes later
-            continue
-        try:
-            statement = check_statement(data)
-        except RemoteProtocolError:
+        statement = met.statement(role, data)
+        if statement is None:
             continue
         access = _valid_pass(signed, statement, passes[data])
         if access is not None:

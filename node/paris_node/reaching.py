@@ -5,8 +5,8 @@ dial us. Does not own: finding the state.
 """
 
 import logging
+import random
 from collections.abc import Sequence
-from itertools import islice
 
 import trio
 
@@ -24,7 +24,7 @@ WATCH_S = 1.0
 OFFER_S = 5.0
 ITEMS_PER_ROUND = 16
 MAX_OFFERS = 8
-"""Dialled in a round: the nodes that fetch anything of ours, as far as this many."""
+"""Dialled in a round: the nodes that fetch anything of ours, as far as this many, others each time."""
 DIAL_S = 30.0
 RELAY_TTL_S = 600.0
 UNREACHABLE = ("outbound-only", "relayed", "punched")
@@ -47,7 +47,7 @@ class Reaching:
         self._output = output
         self._relay = relay
         self._next = 0
-        self._changed = trio.Event()
+        self._rng = random.Random(network.identity.sign(b"paris-p2p/reaching"))  # nobody else can foretell it
 
     @property
     def state(self) -> str:
@@ -81,6 +81,8 @@ class Reaching:
         if self._relay and self.state in ("direct", "mapped"):
             tls = tuple(text for text in self._announcer.addresses if "/tls/" in text)
             self._announcer.say(RelayRecord(tls), b"", RELAY_TTL_S)
+        else:
+            self._announcer.unsay(RelayRecord, b"")
         self._announcer.readdress()
         try:
             await self._announcer.flush()
@@ -103,8 +105,10 @@ class Reaching:
         if not items:
             return
         found = await self._network.dht.read_many([("provide", item) for item in items])
+        fetching = self._fetching(items, found)
+        self._rng.shuffle(fetching)  # those who are connected, or gone, must not keep the others out
         async with trio.open_nursery() as nursery:
-            for item, peer in islice(self._fetching(items, found), MAX_OFFERS):
+            for item, peer in fetching[:MAX_OFFERS]:
                 nursery.start_soon(self._dial, item, peer)
 
     def _some_items(self) -> list[InfoHash]:

@@ -15,7 +15,7 @@ import trio
 from paris_node.announcer import PROVIDE_TTL_S, Announcer
 from paris_node.checker import Checker
 from paris_node.in_use import ItemsInUse
-from paris_node.judging import Candidate, contenders
+from paris_node.judging import Candidate, Met, contenders
 from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
 from paris_node.network import Network
@@ -95,6 +95,7 @@ class RunNode:
         self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
         self._lacking: set[Role] = set()  # our own announced work that is not safe yet
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
+        self._met = Met()
         self._seen: tuple[float, Observation | None] = (-math.inf, None)  # when, the last whole one
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
@@ -114,11 +115,19 @@ class RunNode:
             self.announce_newest(role)
             self._attest(role)
 
-    async def observe(self, roles: Sequence[Role] | None = None, patience_s: float = math.inf) -> Observation:
+    async def observe(
+        self, roles: Sequence[Role] | None = None, patience_s: float = math.inf, *, whole: bool = False
+    ) -> Observation:
         """The run as the DHT shows it now, judged by what this node has found out itself; of some `roles`
-        only, without those that take longer than `patience_s` to read."""
+        only, without those that take longer than `patience_s` to read. `whole`: however much is new."""
         observation = await observe(
-            self.network.dht, self.signed, known=self.checker.known(), roles=roles, patience_s=patience_s
+            self.network.dht,
+            self.signed,
+            known=self.checker.known(),
+            met=self._met,
+            whole=whole,
+            roles=roles,
+            patience_s=patience_s,
         )
         if observation.view.claims.keys() >= set(self.signed.manifest.roles):
             self._seen = (clock.monotonic(), observation)

@@ -15,6 +15,7 @@ from paris_node.judging import (
     NOTHING_KNOWN,
     Candidate,
     Known,
+    Met,
     attestations,
     candidates,
     countable,
@@ -22,8 +23,10 @@ from paris_node.judging import (
     jury,
     newest_candidate,
     verify_new,
+    vouched_by,
 )
 from paris_p2p import clock
+from paris_p2p.core.accept import Attestation
 from paris_p2p.core.access import admitted
 from paris_p2p.core.assignment import (
     RoleState,
@@ -43,6 +46,8 @@ from paris_p2p.wire.manifest import Manifest, SignedManifest
 from paris_p2p.wire.records import MemberRecord, Record, role_scope
 from paris_p2p.wire.terms import term_number
 
+STALE_S = 1.0
+"""What was read longer ago is read again before it is judged: claims last seconds."""
 MAX_MEMBERS = 2048
 MAX_COUNT = 1 << 50
 """Steps, rates and losses beyond this are a stranger's joke."""
@@ -145,37 +150,80 @@ async def observe(
     signed: SignedManifest,
     *,
     known: Known = NOTHING_KNOWN,
+    met: Met | None = None,
+    whole: bool = False,
     roles: Sequence[Role] | None = None,
     patience_s: float = math.inf,
 ) -> Observation:
     """Read the live records of the run, and judge what strangers say by what this node knows itself.
 
     Of `roles` only (default: all), and without those whose claims take longer than `patience_s` to read.
+    `met`: what the same reader's last observations verified. Without it, of roles that it does not know yet,
+    and with `whole`, everything announced is verified: that takes seconds when there are thousands. Otherwise
+    a little of what is new is.
     """
     roles = signed.manifest.roles if roles is None else roles
+    met = Met() if met is None else met
+    reading = await _read_run(dht, signed, roles, patience_s)
+    began = clock.monotonic()
+    await reading.verify(signed, met, whole)
+    if clock.monotonic() - began > STALE_S:
+        reading = await _read_run(dht, signed, roles, patience_s)
+        await reading.verify(signed, met, False)
+    now_unix, claims, shown = reading.now_unix, reading.claims, reading.announced
+    words = jury(signed, reading.members, known)
+    found = {
+        role: candidates(signed, role, shown.get(role, ()), met, reading.said[role], words, known)
+        for role in claims
+    }
+    honest = honoured(claims, now_unix, signed.manifest.max_roles_per_node)
+    overdue = {role: _overdue(records, now_unix) for role, records in shown.items()}
+    return replace(_observation(signed, honest, found, reading.members, now_unix), overdue=overdue)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A run's records as read at one moment. `claims` and `announced` lack the roles whose keys took too long
+    to read."""
+
+    now_unix: float
+    members: Mapping[NodeId, MemberRecord]
+    claims: Mapping[Role, Sequence[SeenClaim]]
+    announced: Mapping[Role, Sequence[Record]]
+    said: Mapping[Role, Mapping[bytes, Sequence[Attestation]]]
+
+    async def verify(self, signed: SignedManifest, met: Met, whole: bool) -> None:
+        """`judging.verify_new` of what is announced."""
+        first = heard_first(signed, self.claims, self.now_unix)
+        vouched = {
+            digest for said in self.said.values() for digest in vouched_by(signed.manifest.organiser, said)
+        }
+        await verify_new(
+            signed, self.announced, met, first=first, vouched=vouched, salt=self.now_unix, whole=whole
+        )
+
+
+async def _read_run(dht: Dht, signed: SignedManifest, roles: Sequence[Role], patience_s: float) -> _Reading:
     kinds = ("claim", "announce", "attest")
     keys = [(kind, role_scope(signed.run_id, role)) for kind in kinds for role in roles]
     answers = await _read([*keys, ("member", signed.run_id)], dht, patience_s)
     claimed, announced, attested = (answers[n * len(roles) : (n + 1) * len(roles)] for n in range(3))
     now_unix = clock.unix()
-    members = _members(answers[-1] or (), now_unix)
     lease = signed.manifest.lease
-    claims = {
-        role: seen_claims(role, admitted(signed, records, now_unix), lease, now_unix)
-        for role, records in zip(roles, claimed, strict=True)
-        if records is not None
-    }
-    shown = {role: records or () for role, records in zip(roles, announced, strict=True)}
-    await verify_new(shown, heard_first(signed, claims, now_unix), now_unix)
-    words = jury(signed, members, known)
-    found = {
-        role: candidates(signed, role, shown[role], attestations(signed, said or (), now_unix), words, known)
-        for role, said in zip(roles, attested, strict=True)
-        if role in claims
-    }
-    honest = honoured(claims, now_unix, signed.manifest.max_roles_per_node)
-    overdue = {role: _overdue(records, now_unix) for role, records in shown.items()}
-    return replace(_observation(signed, honest, found, members, now_unix), overdue=overdue)
+    return _Reading(
+        now_unix,
+        _members(answers[-1] or (), now_unix),
+        {
+            role: seen_claims(role, admitted(signed, records, now_unix), lease, now_unix)
+            for role, records in zip(roles, claimed, strict=True)
+            if records is not None
+        },
+        {role: records for role, records in zip(roles, announced, strict=True) if records is not None},
+        {
+            role: attestations(signed, records or (), now_unix)
+            for role, records in zip(roles, attested, strict=True)
+        },
+    )
 
 
 def _overdue(records: Iterable[Record], now_unix: float) -> frozenset[NodeId]:

@@ -244,7 +244,7 @@ class TrainingJob:
         announced: Sequence[Candidate] = ()
         held = [(data, one) for data, one in self._node.ledger.held() if one.role == self._role]
         try:
-            announced = (await self._node.observe()).candidates[self._role]
+            announced = (await self._node.observe(whole=True)).candidates[self._role]
         except TransportError:
             if not (held and self._rolled_back):
                 raise

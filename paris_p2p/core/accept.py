@@ -132,11 +132,17 @@ def loss_refusal(stated: float, measured: float, baseline: float | None = None) 
     return None
 
 
-def fair_order(new: Mapping[NodeId, Sequence[bytes]], first: Collection[NodeId], salt: bytes) -> list[bytes]:
+def fair_order(
+    new: Mapping[NodeId, Sequence[bytes]],
+    first: Collection[NodeId],
+    salt: bytes,
+    vouched: Collection[bytes] = (),
+) -> list[bytes]:
     """The order in which to verify the `new` signed statements that keys announce, each once.
 
     Key by key in turns, each turn in an order by hash of `salt`: a key gets no more for announcing more, and
-    none knows where it will stand. Of every two places one is for the keys in `first`, while they have any.
+    none knows where it will stand. Of every two places one is for those of the statements in `vouched`, then
+    for the keys in `first`, while there are any.
     """
 
     def turns(keys: Iterable[NodeId]) -> list[bytes]:
@@ -148,7 +154,7 @@ def fair_order(new: Mapping[NodeId, Sequence[bytes]], first: Collection[NodeId],
         return [data for _, _, data in sorted(places)]
 
     ours, others = turns(new.keys() & first), turns(new.keys() - first)
-    mixed = itertools.zip_longest(ours, others)
+    mixed = itertools.zip_longest([*sorted(vouched), *ours], others)
     return list(dict.fromkeys(data for pair in mixed for data in pair if data is not None))
 
 

@@ -1,12 +1,18 @@
 """When a fetch makes what it wrote durable: seldom enough to cost little, often enough to lose little.
 
+What a power cut takes of a fetch, and what is hashed again after a crash, came since the last flush that
+ended was begun. If that one took p seconds and the next takes t, no byte waits for longer than
+p + max(`BATCH_S`, min(`REST` p, `LONGEST_REST_S`)) + 2 + t seconds: `due` is asked once a second. On a disk
+that flushes in a second or two that is 15 s. Of a fast fetch it is no more than `BATCH_BYTES` and one such
+second, or what comes in p and in the rest after it; and in either case what comes in t.
+
 Owns: that decision. Does not own: flushing, or the note of it (`store.journal`).
 """
 
 BATCH_BYTES = 256 << 20
-"""Hashed again after a crash, at most: a quarter of a second's work."""
+"""So much is worth a flush, unless it rests: a quarter of a second's work to hash again."""
 BATCH_S = 10.0
-"""Lost to a power cut, at most, however slow the fetch."""
+"""So long the first byte of less waits for one."""
 REST = 3.0
 """Flushing rests so many times as long as it took: a slow disk spends at most a quarter of its time on it."""
 LONGEST_REST_S = 30.0

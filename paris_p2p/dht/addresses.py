@@ -83,6 +83,12 @@ def host_port(address: str) -> HostPort | None:
         return None
 
 
+def family(address: str) -> str:
+    """The kind of a multiaddr's host (`ip4`, `ip6`, …), empty when it does not begin with one."""
+    place = host_port(address)
+    return place.host_kind if place is not None else ""
+
+
 def peer_id(address: str) -> str:
     """The peer id that a checked bootstrap address ends in."""
     return address.rsplit("/p2p/", 1)[1]

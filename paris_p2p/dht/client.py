@@ -1,8 +1,8 @@
 """The DHT as the node process sees it: publish signed records, read checked ones.
 
 Owns: the DHT worker's life (start, noticing that it hangs, restart with backoff, end), the deadline of
-every request, verifying again whatever was read, telling what is wrong (`Notice`). Does not own: hivemind
-(the worker does), the records' meaning, or when to renew them.
+every request, telling what is wrong (`Notice`). Does not own: hivemind (the worker does), verifying again
+whatever was read (`reading`), the records' meaning, or when to renew them.
 """
 
 import logging
@@ -18,7 +18,7 @@ import trio
 
 from paris_p2p import clock
 from paris_p2p.dht import known_peers
-from paris_p2p.dht.addresses import check_announce, check_bootstrap, check_listen, host_port
+from paris_p2p.dht.addresses import check_announce, check_bootstrap, check_listen, family, host_port
 from paris_p2p.dht.key import ensure_key
 from paris_p2p.dht.known_peers import KnownPeers
 from paris_p2p.dht.link import Link
@@ -31,17 +31,17 @@ from paris_p2p.dht.protocol import (
     Notice,
     StartMessage,
 )
+from paris_p2p.dht.reading import checked
 from paris_p2p.dht.runtime import make_folder, runtime_folder
 from paris_p2p.errors import (
     ConfigError,
     NetworkError,
     ParisError,
-    RemoteProtocolError,
     StoreError,
     TransportError,
     WorkerError,
 )
-from paris_p2p.wire.records import Record, SignedRecord, check_record, key_id, record_key
+from paris_p2p.wire.records import Record, SignedRecord, record_key
 from paris_p2p.workers.nursery import open_inner_nursery
 from paris_p2p.workers.spawn import Worker, WorkerDied, open_worker
 
@@ -156,6 +156,7 @@ class Dht:
         self._restarts = 0
         self._closing = trio.Event()
         self._client_mode = config.client_mode
+        self._started_mode = config.client_mode  # the running worker's
         self._changing = False  # the worker is ended so that the next one starts in another mode
         self._own = OwnRecords()
         self._wants_republishing = trio.Event()
@@ -173,11 +174,14 @@ class Dht:
     def only_ask(self, client_mode: bool) -> None:
         """Ask and publish only, or answer others too: a node that cannot be dialled must not stand in their
         routing tables. The worker is replaced when that changes; requests wait a second."""
-        if client_mode != self._client_mode:
-            self._client_mode = client_mode
-            if self._link is not None:
-                self._changing = True
-                self._link.worker.kill()
+        self._client_mode = client_mode
+        self._change_mode()
+
+    def _change_mode(self) -> None:
+        """Ends a worker of the other mode; one that is still starting is asked for again once it runs."""
+        if self._link is not None and self._started_mode != self._client_mode:
+            self._changing = True
+            self._link.worker.kill()
 
     async def publish(
         self, records: Sequence[SignedRecord], *, deadline_s: float = REQUEST_DEADLINE_S
@@ -241,7 +245,7 @@ class Dht:
                 return
             now = clock.unix()
             for key, rows in zip(batch, answer["found"], strict=True):
-                found[key] = None if rows is None else list(_checked(key, rows, now))
+                found[key] = None if rows is None else await checked(key, rows, now)
                 self._look_for_our_name(found[key] or (), now)
 
         async with open_inner_nursery() as nursery:
@@ -326,6 +330,7 @@ class Dht:
     async def _start(self, worker: Worker) -> None:
         """Configure a fresh worker and wait until it has joined. Raises what it says is wrong."""
         self._prepare_files()
+        self._started_mode = self._client_mode
         start = StartMessage(
             folder=str(self._folder),
             key_path=str(self._key_path),
@@ -333,7 +338,7 @@ class Dht:
             announce=list(self._config.announce),
             bootstrap=list(self._config.bootstrap),
             known=self._peers.candidates(clock.unix(), KNOWN_AT_START, self._rng),
-            client_mode=self._client_mode,
+            client_mode=self._started_mode,
             must_join=self._config.must_join and not self._joined.is_set(),
             daemon_hung_s=DAEMON_HUNG_S,
         )
@@ -365,6 +370,7 @@ class Dht:
         async with open_inner_nursery() as nursery:
             nursery.start_soon(link.pump, self._told)
             self._set_link(link)
+            self._change_mode()
             nursery.start_soon(self._kill_when_hung, link)
             nursery.start_soon(self._republish)
             await trio.sleep_forever()
@@ -444,7 +450,7 @@ class Dht:
 
     def _fixed_listen(self) -> tuple[str, ...]:
         """`listen` with port 0 replaced by the port it turned out to be: a restart keeps its addresses."""
-        if self._config.announce or len({_family(address) for address in self._listen}) < len(self._listen):
+        if self._config.announce or len({family(address) for address in self._listen}) < len(self._listen):
             return self._config.listen  # the real ports are not known, or not whose
         ports = {
             place.host_kind: place.port
@@ -452,7 +458,7 @@ class Dht:
             if place is not None and place.transport == "tcp"
         }
         return tuple(
-            f"{address.removesuffix('/tcp/0')}/tcp/{ports.get(_family(address), 0)}"
+            f"{address.removesuffix('/tcp/0')}/tcp/{ports.get(family(address), 0)}"
             if address.endswith("/tcp/0")
             else address
             for address in self._listen
@@ -464,17 +470,6 @@ class Dht:
         if self._link is not None:
             with trio.CancelScope(shield=True):
                 await self._link.worker.stop(_STOP_GRACE_S)
-
-
-def _checked(key: bytes, rows: Iterable[Sequence[Any]], now_unix: float) -> Iterable[Record]:
-    """The rows (subkey, value, expiration) that are live, rightful records of `key`."""
-    for subkey, value, expiration_unix in rows:
-        if expiration_unix <= now_unix:
-            continue
-        try:
-            yield check_record(key_id(key), subkey, value, expiration_unix, now_unix)
-        except RemoteProtocolError as error:  # the worker's validator let it through: it must not happen
-            log.warning("refused a record that was read: %s", error)
 
 
 def _identity_text(record: Record) -> str:
@@ -491,11 +486,6 @@ _FAILURES: dict[str, type[ParisError]] = {"ConfigError": ConfigError, "StoreErro
 
 def _failure(message: Mapping[str, Any]) -> ParisError:
     return _FAILURES.get(message["error"], NetworkError)(message["message"])
-
-
-def _family(address: str) -> str:
-    place = host_port(address)
-    return place.host_kind if place is not None else ""
 
 
 def _summary(error: Exception) -> str:

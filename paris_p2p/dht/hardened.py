@@ -20,7 +20,7 @@ What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind
 import asyncio
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -53,9 +53,10 @@ ANSWER_BYTES = 1 << 20
 """So much is asked for in one call, by what its keys held last time: a message may have 4 MiB, and what is
 larger reads as absent."""
 USUAL_BYTES = 8192
-UNANSWERED_BYTES = ANSWER_BYTES // 4
-"""What a key is taken to hold when nobody was asked yet, and when somebody did not answer: twice as much the
-next time, because the answer may have been too large."""
+"""What a key is taken to hold when nobody has answered about it yet."""
+KEYS_AFTER_SILENCE = 4
+"""So many keys at most are in the next call to a peer that did not answer one, then half as many: its answer
+may have been too large. That is nothing to the calls to others: most who do not answer are away."""
 NEIGHBOURS_BYTES = 2048
 """What an answer says of a key's neighbours."""
 MAX_SIZES = 4096
@@ -142,6 +143,7 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sizes: dict[DHTID, int] = {}  # about the bytes of the largest answer about a key, lately
+        self._portions: dict[PeerID, int] = {}  # keys a call to who did not answer the last one
 
     @property
     def small(self) -> bool:
@@ -163,23 +165,45 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         largest = max(self._sizes.get(key, USUAL_BYTES) for key in keys) + NEIGHBOURS_BYTES
         return max(1, min(ANSWER_BYTES // largest, MAX_KEYS_A_FIND))
 
-    def _note_sizes(self, keys: Collection[DHTID], response: Any) -> None:
+    def _note_sizes(self, response: Mapping[DHTID, Any]) -> None:
         """How much is said of each key."""
-        for key in keys:
+        for key, (answer, _) in response.items():
             known = self._sizes.pop(key, 0)
-            if response and key in response:
-                self._sizes[key] = max(known - known // 16, _size(response[key][0]))
-            else:
-                self._sizes[key] = min(max(2 * known, UNANSWERED_BYTES), ANSWER_BYTES)
-        while len(self._sizes) > MAX_SIZES:
-            del self._sizes[next(iter(self._sizes))]
+            self._sizes[key] = max(known - known // 16, _size(answer))
+        _forget_oldest(self._sizes)
+
+    def _portion(self, peer: PeerID, keys: Sequence[DHTID]) -> Sequence[DHTID]:
+        """The first of `keys`: as many as the next call to this peer may have."""
+        return keys[: self._portions.get(peer, MAX_KEYS_A_FIND)]
+
+    def _note_silence(self, peer: PeerID, asked: int) -> None:
+        self._portions.pop(peer, None)
+        self._portions[peer] = max(1, min(asked // 2, KEYS_AFTER_SILENCE))
+        _forget_oldest(self._portions)
+
+    async def _ask(self, peer: PeerID, keys: Sequence[DHTID]) -> dict[DHTID, Any]:
+        """What a peer answers about the keys, in one call or, after a silence, in several until it is silent
+        again."""
+        answers: dict[DHTID, Any] = {}
+        while keys and peer not in self.blacklist:
+            some = self._portion(peer, keys)
+            response = await super()._call_find_with_blacklist(peer, some)
+            if not response:
+                self._note_silence(peer, len(some))
+                break
+            answers |= response
+            keys = keys[len(some) :]
+        if not keys:
+            self._portions.pop(peer, None)
+        self._note_sizes(answers)
+        return answers
 
     async def _call_find_with_blacklist(self, peer_id: PeerID, keys: Collection[DHTID]) -> Any:
         """As upstream, with each answer rebuilt from its checked records and their own expirations."""
-        response = await super()._call_find_with_blacklist(peer_id, keys)
-        self._note_sizes(keys, response)
+        response = await self._ask(peer_id, list(keys))
         if not response:
-            return response
+            return None
+        response = {key: response.get(key, (None, {})) for key in keys}
         watch = _watch.get()
         believed = {}
         for key, (answer, peers) in response.items():
@@ -287,6 +311,11 @@ def prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
         for subkey, item in fresh.value.items():
             records.store(subkey, item.value, item.expiration_time)
     return True
+
+
+def _forget_oldest(notes: dict[Any, int]) -> None:
+    while len(notes) > MAX_SIZES:
+        del notes[next(iter(notes))]
 
 
 def _size(found: Any) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from paris_p2p.core.relay import punchable
+from paris_p2p.core.relay import Pace, punchable
 from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
@@ -31,6 +31,7 @@ PUNCHED_HANDSHAKE_S = 3.0
 DIAL_S = 12.0  # the relay waits for the dialled node
 PROBE_S = 12.0
 SILENT_S = 60.0  # relays ping three times as often
+MAX_PINGS_PER_MINUTE = 30  # ten times as many as relays send: after a pause they come together
 MAX_ANSWERING = 16  # circuits being taken up at once; a relay that floods us with callers gets no more
 
 _REASONS = {
@@ -105,10 +106,13 @@ class Circuits:
             if answer.status is not Status.OK:
                 raise TransportError(_REASONS[answer.status])
             reserved(answer)
+            pings = Pace(MAX_PINGS_PER_MINUTE)
             while True:
                 with within(SILENT_S, "the relay's next ping"):
                     token = await receive_exactly(sock, reach.TOKEN_BYTES)
                 if token == reach.PING:
+                    if not pings.allow("", trio.current_time()):
+                        raise TransportError("the relay floods us with pings")
                     with within(ASK_S, "answering a ping"):
                         await send_all(sock, reach.PONG)
                 elif self._answering < MAX_ANSWERING:

@@ -123,6 +123,10 @@ class Connection:
         """Where the peer says it can be dialled."""
         return () if self.session.peer is None else self.session.peer.addresses
 
+    def moved(self) -> int:
+        """Bytes of content that it took of us, and of everything that came."""
+        return self.content_bytes + self.received.total
+
     def send(self, data: bytes) -> None:
         """Queues control messages, before all blocks; the writing task takes it from there. A peer that
         does not read is left."""

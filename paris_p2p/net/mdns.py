@@ -158,10 +158,8 @@ async def open_lan(
 async def _run(lan: Lan, node_id: NodeId, addresses: Sequence[str], interfaces: Sequence[str] | None) -> None:
     from zeroconf import Error
 
-    try:
-        zeroconf = await trio.to_thread.run_sync(_listen, lan, interfaces)
-    except (OSError, Error) as error:
-        _log.warning("the local network cannot be searched (%s)", _reason(error))
+    zeroconf = await trio.to_thread.run_sync(_listen, lan, interfaces)
+    if zeroconf is None:
         return
     try:
         try:
@@ -181,10 +179,16 @@ def _reason(error: Exception) -> str:
     return text or str(error) or type(error).__name__
 
 
-def _listen(lan: Lan, interfaces: Sequence[str] | None) -> "Zeroconf":
-    from zeroconf import InterfaceChoice, ServiceBrowser, Zeroconf
+def _listen(lan: Lan, interfaces: Sequence[str] | None) -> "Zeroconf | None":
+    """None where there is no multicast. That is said here and not raised: zeroconf leaves its socket open
+    then, and the error's traceback would keep it until some other thread lets go of that."""
+    from zeroconf import Error, InterfaceChoice, ServiceBrowser, Zeroconf
 
-    zeroconf = Zeroconf(interfaces=list(interfaces) if interfaces is not None else InterfaceChoice.All)
+    try:
+        zeroconf = Zeroconf(interfaces=list(interfaces) if interfaces is not None else InterfaceChoice.All)
+    except (OSError, Error) as error:
+        _log.warning("the local network cannot be searched (%s)", _reason(error))
+        return None
     ServiceBrowser(zeroconf, SERVICE, handlers=[lan.changed])
     return zeroconf
 

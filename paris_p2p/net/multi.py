@@ -7,6 +7,7 @@ Does not own: either kind of connection (`net.tls`, `net.host`).
 
 import importlib
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -128,15 +129,21 @@ class MultiNetwork:
     async def _try_circuits(
         self, node_id: NodeId, texts: Sequence[str], reasons: list[str]
     ) -> TlsStream | None:
-        for text in texts:
+        """First the relays that did not fail, then those whose failure, or spent budget, is longest ago: one
+        that cuts every circuit short must not be asked again and again."""
+        for text in sorted(texts, key=lambda text: self._distrusted.get(text, -math.inf)):
             relay = parse_endpoint(circuit_relay(text))
             if relay is None:
                 reasons.append(f"{text}: no address of a relay")
                 continue
             try:
-                return await self._circuits.dial(node_id, relay)
+                stream = await self._circuits.dial(node_id, relay)
             except TransportError as error:
+                self._distrust(text)
                 reasons.append(f"{text}: {error}")
+            else:
+                stream.when_broken = partial(self._distrust, text)
+                return stream
         return None
 
     async def dial_direct(self, peer: Peer) -> ByteStream:

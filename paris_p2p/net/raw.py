@@ -81,6 +81,7 @@ def seen_from(sock: socket.socket) -> Endpoint:
 
 async def receive_into(sock: socket.socket, view: memoryview) -> int:
     """Some bytes; 0 when the peer is done. Raises `TransportError`."""
+    await trio.lowlevel.checkpoint()  # a peer that never stops sending must not stop everybody else
     while True:
         try:
             return sock.recv_into(view)
@@ -104,6 +105,7 @@ async def receive_exactly(sock: socket.socket, count: int) -> bytes:
 
 async def send_all(sock: socket.socket, data: bytes | memoryview) -> None:
     """All of `data`. Raises `TransportError`."""
+    await trio.lowlevel.checkpoint()
     view = memoryview(data)
     while view:
         try:

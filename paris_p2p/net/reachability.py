@@ -8,6 +8,7 @@ the DHT (the programs).
 import ipaddress
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 State = Literal["unknown", "direct", "mapped", "punched", "relayed", "outbound-only"]
 """`direct`: others dial us where we listen; `mapped`: at another address, which a router forwards; `relayed`:
-by reservations at relays; `punched`: the same, and the last caller came through directly all the same;
+by reservations at relays; `punched`: the same, and the last session by way of one got through directly;
 `outbound-only`: nobody can dial us; `unknown`: nobody could be asked."""
 
 FindHelpers = Callable[[], Awaitable[Sequence[Peer]]]
@@ -37,8 +38,11 @@ RELAYS = 2
 FIRST_LOOK_S = 1.0
 LOOK_S = 10.0  # while it is not known, or no relay is found
 RELOOK_S = 300.0
-RETRY_S = 5.0
+RETRY_S = 5.0  # a relay that refused, or lost us
 MAX_RETRY_S = 120.0
+PAUSE_S = 2.0  # before another takes its place: those it had do not all come at once
+STEADY_S = 60.0  # a reservation that stood for so long was a good one
+MAX_FAILED = 256  # relays remembered
 
 
 class Reachability:
@@ -52,6 +56,8 @@ class Reachability:
         self._dialable: bool | None = None
         self._mapped: str | None = None
         self._reserved: dict[str, str] = {}  # relay -> our address through it
+        self._failed: dict[str, tuple[int, float]] = {}  # relay -> how often in a row, not before
+        self._lost = trio.Event()
 
     @property
     def state(self) -> State:
@@ -73,17 +79,27 @@ class Reachability:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             holding: dict[str, trio.CancelScope] = {}
-            await trio.sleep(FIRST_LOOK_S)
+            look_at = trio.current_time() + FIRST_LOOK_S
+            await trio.sleep_until(look_at)
             while True:
                 helpers = await self._find(find_helpers)
-                await self._look(helpers)
+                if trio.current_time() >= look_at:
+                    await self._look(helpers)
+                    look_at = trio.current_time() + LOOK_S
                 if self._dialable is False:
                     self._hold_some(helpers, holding, nursery)
                 elif self._dialable:
                     for scope in holding.values():
                         scope.cancel()
                 settled = self._dialable or len(self._reserved) >= min(RELAYS, len(helpers)) > 0
-                await trio.sleep(RELOOK_S if settled else LOOK_S)
+                await self._pause(RELOOK_S if settled else LOOK_S)
+
+    async def _pause(self, seconds: float) -> None:
+        """Shorter when a relay is to be replaced."""
+        self._lost = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._lost.wait()
+            await trio.sleep(self._rng.uniform(0.5, 1.0) * PAUSE_S)
 
     async def _find(self, find_helpers: FindHelpers) -> list[tuple[Peer, Endpoint]]:
         try:
@@ -92,9 +108,11 @@ class Reachability:
             _log.debug("looking for helpers: %s", error)
             return []
         usable = []
+        ours = {endpoint.family for endpoint in self._host.endpoints}
         for peer in found:
             endpoints = [parse_endpoint(text) for text in peer.addresses]
             tls = [endpoint for endpoint in endpoints if endpoint is not None and endpoint.tls]
+            tls.sort(key=lambda endpoint: endpoint.family not in ours)
             usable += [(peer, endpoint) for endpoint in tls[:1]]
         self._rng.shuffle(usable)
         return usable
@@ -121,17 +139,29 @@ class Reachability:
         reached = [answer for answer in tried if answer.status is Status.OK]
         if tried:
             self._dialable = 2 * len(reached) >= len(tried)
-            self._mapped = self._mapping(reached[0]) if reached else None
+            self._mapped = self._mapping(reached)
             _log.info("reachability: %s", self.state)
 
-    def _mapping(self, answer: Answer) -> str | None:
-        """Our address as the helper saw it, when it is none of ours: a router forwards it."""
-        ours = dialable(self._host.endpoints)
+    def _mapping(self, reached: Sequence[Answer]) -> str | None:
+        """Where most of those who reached us, by IPv4 or else by IPv6, saw us, when that is no address of
+        ours: a router forwards it."""
+        for colon in (False, True):
+            seen = [self._seen_at(answer) for answer in reached if (":" in answer.host) == colon]
+            if seen:
+                text, votes = Counter(seen).most_common(1)[0]
+                if text is not None and 2 * votes > len(seen):
+                    return text
+        return None
+
+    def _seen_at(self, answer: Answer) -> str | None:
+        """None for an address of ours, and for one that a helper cannot have seen."""
         seen = ipaddress.ip_address(answer.host)
-        if any(ipaddress.ip_address(endpoint.host) == seen for endpoint in ours):
+        if seen.is_loopback or seen.is_unspecified or seen.is_multicast:
             return None
-        port = next(e.port for e in self._host.endpoints if (":" in e.host) == (seen.version == 6))
-        return Endpoint(answer.host, port, tls=True).text(self._peer_id)
+        if any(ipaddress.ip_address(endpoint.host) == seen for endpoint in dialable(self._host.endpoints)):
+            return None
+        ports = [e.port for e in self._host.endpoints if (":" in e.host) == (seen.version == 6)]
+        return Endpoint(answer.host, ports[0], tls=True).text(self._peer_id) if ports else None
 
     # -- reservations ----------------------------------------------------------------------------
 
@@ -141,28 +171,37 @@ class Reachability:
         holding: dict[str, trio.CancelScope],
         nursery: trio.Nursery,
     ) -> None:
+        now = trio.current_time()
         for peer, relay in helpers:
-            if len(holding) < RELAYS and relay.text() not in holding:
-                scope = holding[relay.text()] = trio.CancelScope()
+            name = relay.text()
+            patience = self._failed.get(name, (0, now))[1]
+            if len(holding) < RELAYS and name not in holding and patience <= now:
+                scope = holding[name] = trio.CancelScope()
                 nursery.start_soon(self._hold, peer, relay, scope, holding)
 
     async def _hold(
         self, peer: Peer, relay: Endpoint, scope: trio.CancelScope, holding: dict[str, trio.CancelScope]
     ) -> None:
-        """Reserves again when a reservation is lost; another relay takes over when this one stays away."""
-        name, wait_s = relay.text(), RETRY_S
+        """Until the relay refuses or loses us; then another takes over, or the same one later."""
+        name, began = relay.text(), trio.current_time()
         try:
             with scope:
-                while wait_s <= MAX_RETRY_S:
-                    try:
-                        await self._circuits.hold(peer.node_id, relay, lambda _: self._stands(name))
-                    except TransportError as error:
-                        _log.info("relay %s: %s", peer_id_text(peer.node_id), error)
-                    wait_s = RETRY_S if self._reserved.pop(name, None) else wait_s * 2
-                    await trio.sleep(self._rng.uniform(0.5, 1.0) * wait_s)
+                await self._circuits.hold(peer.node_id, relay, lambda _: self._stands(name))
+        except TransportError as error:
+            _log.info("relay %s: %s", peer_id_text(peer.node_id), error)
         finally:
-            self._reserved.pop(name, None)
+            stood = self._reserved.pop(name, None) is not None
             holding.pop(name, None)
+        if not scope.cancelled_caught:
+            self._note_failure(name, steady=stood and trio.current_time() - began >= STEADY_S)
+            self._lost.set()
+
+    def _note_failure(self, relay: str, *, steady: bool) -> None:
+        times = 1 if steady else self._failed.pop(relay, (0, 0.0))[0] + 1
+        wait_s = min(RETRY_S * 2.0 ** min(times - 1, 8), MAX_RETRY_S) * self._rng.uniform(0.5, 1.0)
+        while len(self._failed) >= MAX_FAILED:
+            del self._failed[next(iter(self._failed))]
+        self._failed[relay] = (times, trio.current_time() + wait_s)
 
     def _stands(self, relay: str) -> None:
         self._reserved[relay] = circuit_text(relay, self._peer_id)

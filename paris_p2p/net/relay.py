@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from paris_p2p.core.relay import RelayBudget, RelayLedger, host_key
+from paris_p2p.core.relay import Quota, RelayBudget, RelayLedger, host_key
 from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
@@ -35,6 +35,7 @@ COPY_BYTES = 64 * 1024
 DIAL_BACK_S = 3.0
 GOODBYE_S = 5.0  # for the other end to be done, too
 MAX_CALLERS = 512
+MAX_CALLERS_PER_HOST = 64  # who says nothing on all of them shuts out nobody but itself
 
 DialBack = Callable[[NodeId, Endpoint], Awaitable[None]]
 """Connects to a node and proves that it is this one, then leaves. Raises `TransportError`."""
@@ -49,6 +50,7 @@ class _Reservation:
     node_id: NodeId
     sock: socket.socket
     writing: trio.Lock
+    unanswered: int = 0  # pings
 
 
 @dataclass(slots=True)
@@ -71,25 +73,30 @@ class RelayService:
         self._dial_back = dial_back
         self.relays = budget is not None
         self.ledger = RelayLedger(budget or RelayBudget(), trio.current_time())
-        self._callers = 0
+        self._callers = Quota(MAX_CALLERS, MAX_CALLERS_PER_HOST)
         self._reserved: dict[NodeId, _Reservation] = {}
         self._meetings: dict[bytes, _Meeting] = {}
 
     async def serve(self, sock: socket.socket) -> None:
         """One connection, from its opening to its end. Never raises for what a peer does."""
-        self._callers += 1
         try:
-            if self._callers > MAX_CALLERS:
-                return
             caller = seen_from(sock)
-            with within(ASK_S, "an opening"):
-                opening = reach.decode_opening(await receive_exactly(sock, reach.OPENING_BYTES))
-            await self._answer(opening, sock, caller)
+            await self._within_callers(sock, caller)
         except (ParisError, OSError) as error:
             _log.debug("serving a caller failed: %s", error)
         finally:
-            self._callers -= 1
             close(sock)
+
+    async def _within_callers(self, sock: socket.socket, caller: Endpoint) -> None:
+        host = host_key(caller.host)
+        if not self._callers.take(host):
+            return
+        try:
+            with within(ASK_S, "an opening"):
+                opening = reach.decode_opening(await receive_exactly(sock, reach.OPENING_BYTES))
+            await self._answer(opening, sock, caller)
+        finally:
+            self._callers.give(host)
 
     async def _answer(self, opening: Opening, sock: socket.socket, caller: Endpoint) -> None:
         if opening.ask is Ask.PROBE:
@@ -151,18 +158,25 @@ class RelayService:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ping, reservation, nursery.cancel_scope)
                 with suppress(TransportError):
-                    while True:
-                        with within(PING_S + PONG_S, "an answer to a ping"):
-                            await receive_exactly(reservation.sock, len(reach.PONG))
+                    await self._hear(reservation)
                 nursery.cancel_scope.cancel()
         finally:
             if self._reserved.get(reservation.node_id) is reservation:
                 del self._reserved[reservation.node_id]
 
+    async def _hear(self, reservation: _Reservation) -> None:
+        """Until the node is silent, or says more than it was asked: each byte is work for us."""
+        while reservation.unanswered >= 0:
+            with within(PING_S + PONG_S, "an answer to a ping"):
+                await receive_exactly(reservation.sock, len(reach.PONG))
+            reservation.unanswered -= 1
+        _log.debug("%s answers what nobody asked", peer_id_text(reservation.node_id))
+
     async def _ping(self, reservation: _Reservation, over: trio.CancelScope) -> None:
         with suppress(TransportError):
             while True:
                 await trio.sleep(PING_S)
+                reservation.unanswered += 1
                 await self._tell(reservation, reach.PING)
         over.cancel()
 
@@ -175,13 +189,14 @@ class RelayService:
 
     async def _dial(self, opening: Opening, sock: socket.socket, caller: Endpoint) -> None:
         host = host_key(caller.host)
+        if not self.ledger.dials.allow(host, trio.current_time()):
+            await _say(sock, Answer(Status.BUSY))
+            return
         reservation = self._reserved.get(reach.subject_node(opening))
         if reservation is None:
             await _say(sock, Answer(Status.UNKNOWN))
             return
-        now = trio.current_time()
-        full = len(self._meetings) >= MAX_WAITING or not self.ledger.dials.allow(host, now)
-        if full or not self.ledger.circuits.take(host):
+        if len(self._meetings) >= MAX_WAITING or not self.ledger.circuits.take(host):
             await _say(sock, Answer(Status.BUSY))
             return
         try:

@@ -185,16 +185,15 @@ class Swarm:
             job.done.set()
 
     async def _fetch(self, job: FetchJob) -> Path:
-        info_hash = job.ref.info_hash
         partial = await job.begin(self._store, self._blocking)
         if partial is None:
-            return await self._blocking(lambda: self._store.files(info_hash))
+            return await self._blocking(lambda: self._store.files(job.ref.info_hash))
         item = Item(job.ref, partial, self._shared)
         try:
             item.download = job.download = Download(item, partial, self._rng, priority=job.priority)
             self._shared.downloads.append(job.download)
             job.download.sources.add(job.hints)
-            self._items[info_hash] = item
+            self._items[job.ref.info_hash] = item
             discovery = Discovery(item, job.download, self._find_peers, self._connect)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(discovery.run, job.stall_timeout_s)
@@ -208,7 +207,7 @@ class Swarm:
             if item.download is not None:  # it failed
                 item.download = None
                 item.end_all(m.BYE_LEAVING)
-                self._items.pop(info_hash, None)
+                self._drop(item)
             else:
                 self._forget_unused(item)
             with trio.CancelScope(shield=True):
@@ -281,7 +280,7 @@ class Swarm:
                 if scope.cancel_called:
                     connection.end(m.BYE_BUSY)
                 visit.leave = partial(connection.end, m.BYE_BUSY)
-                visit.moved = partial(_moved, connection)
+                visit.moved = connection.moved
                 await self._run_connection(item, connection)
         except TransportError as error:
             _log.debug("a session with %s failed: %s", peer_id_text(node_id), error)
@@ -373,7 +372,7 @@ class Swarm:
         item = self._items.get(info_hash)
         if item is not None and item.download is None and not await self._blocking(item.is_here):
             item.removed()
-            self._items.pop(info_hash, None)
+            self._drop(item)
 
     def _open(self, info_hash: InfoHash) -> StoredItem | None:
         try:
@@ -391,7 +390,11 @@ class Swarm:
     def _forget_unused(self, item: Item) -> None:
         expected = item.greetings and not self._closing
         used = item.connections or expected or item.download is not None
-        if not used and self._items.get(item.ref.info_hash) is item:
+        if not used:
+            self._drop(item)
+
+    def _drop(self, item: Item) -> None:
+        if self._items.get(item.ref.info_hash) is item:  # else a new one, as of a fetch, has taken its place
             del self._items[item.ref.info_hash]
 
     # -- upload slots, housekeeping, the end -----------------------------------------------------
@@ -435,11 +438,6 @@ class Swarm:
                     item.end_all(m.BYE_LEAVING)
                     self._forget_unused(item)
                 await trio.sleep(0.01)
-
-
-def _moved(connection: Connection) -> int:
-    """Bytes of content, and of everything that came."""
-    return connection.content_bytes + connection.received.total
 
 
 async def _send(stream: ByteStream, data: bytes) -> None:

@@ -27,6 +27,7 @@ DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"  # the paths a connect
 WRITE_S = 15.0  # without any progress
 FLUSH_S = 60.0  # for `SOCKET_BYTES`
 CLOSE_S = 2.0
+PATIENCE_S = 1.0  # for as many bytes as are worth being woken for; then any will do
 SOCKET_BYTES = 256 * 1024  # read and written at once
 NOT_SENT_BYTES = 128 * 1024  # what waits in the kernel can no longer be overtaken
 FIRST_READ_BYTES = 17 * 1024  # one record and a little: what is fed to TLS at once of a stranger
@@ -171,8 +172,15 @@ class TlsStream(DirectStream):
         return self._fed - self._useful
 
     async def _wait_readable(self, worth: int = 1) -> None:
-        """`worth`: bytes to be woken for, all of which will come."""
+        """`worth`: bytes to be woken for, all of which will come; fewer do if they take long, for a peer that
+        has become slow is not one that is silent."""
         low = max(1, min(worth, SOCKET_BYTES))
+        if low > 1:
+            with trio.move_on_after(PATIENCE_S):
+                return await self._wait_for(low)
+        await self._wait_for(1)
+
+    async def _wait_for(self, low: int) -> None:
         try:
             if low != self._low:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)

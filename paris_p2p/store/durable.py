@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paris_p2p.errors import DiskFullError, StoreError
@@ -38,6 +38,18 @@ def sync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def drop_cached(path: Path) -> None:
+    """Have the system forget what it holds of a file in memory, and need not write any more: what is read
+    next comes from the disk. A hint, and nothing where the system takes none."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # without it a file is hashed as it was, not as it is: no worse than before
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o644) -> None:

@@ -12,12 +12,15 @@ A file of the item is believed only if it is the one that was noted:
 - in the middle of a fetch our own writes go on after the note: inode and length must be equal, and the change
   time not before the noted one and at most `WINDOW_NS` after the journal. Whoever changes the file of a
   killed fetch within that time is not noticed here.
+A file that could once not be flushed is not believed any more, whatever later flushes say: the system reports
+a write that failed once, and then takes what it did not write for written.
 What neither notices is a disk that changes bits by itself, or says "flushed" before it is:
 `ContentStore.verify` does, and every peer that is sent such a piece.
 
 Owns: that file. Does not own: when to write it (`core.flushing`), hashing what is in doubt (`store.partial`).
 """
 
+import errno
 import hashlib
 import os
 import struct
@@ -25,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from paris_p2p.ids import FileIndex, InfoHash
-from paris_p2p.store.durable import sync_path, write_atomic
+from paris_p2p.store.durable import drop_cached, sync_path, write_atomic
 from paris_p2p.store.layout import ItemFolder
 from paris_p2p.wire.bep52 import FileEntry, Layout
 
@@ -72,6 +75,7 @@ class Journal:
         self._bitfield = bytes((layout.pieces + 7) // 8)
         self._stamps = [_NOTHING] * len(layout.files)
         self._closed = False  # the journal on the disk is that of a clean close
+        self._lost: set[FileIndex] = set()  # what was written to them may never have reached the disk
 
     def read(self) -> Believed:
         """What can be believed of the journal that is there; nothing if it is damaged or another item's."""
@@ -135,11 +139,36 @@ class Journal:
     def flush(self, bitfield: bytes, changed: Iterable[FileIndex], *, closed: bool) -> None:
         """Bring the `changed` files to the disk, then note the pieces in `bitfield`, all of which were
         written before. `closed`: nothing will be written any more."""
-        for index in sorted(changed):
+        for index in sorted(set(changed) - self._lost):
             self.note(index)  # before it is flushed: what a write meanwhile changes must not count
-            sync_path(self._folder.file(self._layout.files[index].path))
-        self._bitfield = bitfield
+            self.sync(index)
+        self._bitfield = self._without_lost(bitfield)
         self._write(closed=closed)
+
+    def sync(self, index: FileIndex) -> None:
+        """Bring a file to the disk. When that fails once nothing of the file is noted any more, and it cannot
+        be brought there: it is hashed on the next start."""
+        path = self._folder.file(self._layout.files[index].path)
+        if index in self._lost:
+            raise OSError(errno.EIO, "what was written before did not reach the disk: start the fetch again")
+        try:
+            sync_path(path)
+        except BaseException:
+            self._lost.add(index)
+            drop_cached(path)
+            raise
+
+    @property
+    def lost(self) -> frozenset[FileIndex]:
+        """The files that `sync` failed for."""
+        return frozenset(self._lost)
+
+    def _without_lost(self, bitfield: bytes) -> bytes:
+        bits = bytearray(bitfield)
+        for index in self._lost:
+            _clear(bits, self._layout.files[index])
+            self._stamps[index] = _NOTHING
+        return bytes(bits)
 
     def _write(self, *, closed: bool) -> None:
         head = _HEAD.pack(_MAGIC, closed, self._info_hash)

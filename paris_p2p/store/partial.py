@@ -327,8 +327,9 @@ class PartialItem:
                 raise LocalProtocolError(f"the item is not complete: {missing} pieces are missing")
             for entry in layout.files:
                 self._require_length(entry)
-            for index in sorted(self._unsynced):
-                sync_path(self._folder.file(layout.files[index].path))
+            journal = self._known_journal()
+            for index in sorted(self._unsynced | journal.lost):
+                journal.sync(index)
             sync_tree(self._folder)
             self._folder.journal.unlink(missing_ok=True)
             with self._place:

@@ -74,8 +74,9 @@ def statement_digest(data: bytes) -> bytes:
 def check_statement(data: bytes) -> CheckpointStatement:
     """The statement in `data` if its holder signed it; else `RemoteProtocolError`.
 
-    The last `CACHED_STATEMENTS` answers are remembered, refusals too: a run's readers meet the same ones
-    every few seconds, and an answer takes half a millisecond to find.
+    The last `CACHED_STATEMENTS` answers are remembered, refusals too: several parts of a node ask for the
+    same ones, and an answer takes half a millisecond to find. It is no more than that: a crowd of keys can
+    push any of them out.
     """
     data = bytes(data)
     found = _answers.pop(data, None) or _answer(data)
@@ -85,11 +86,6 @@ def check_statement(data: bytes) -> CheckpointStatement:
     if isinstance(found, str):
         raise RemoteProtocolError(found)
     return found
-
-
-def is_remembered(data: bytes) -> bool:
-    """Whether `check_statement` knows its answer for `data` already."""
-    return data in _answers
 
 
 _answers: dict[bytes, CheckpointStatement | str] = {}

@@ -282,5 +282,11 @@ def test_of_every_two_statements_verified_one_is_of_those_heard_first() -> None:
     assert (order[0], order[2], len(order)) == (b"one", b"two", 12)
 
 
+def test_what_is_vouched_for_is_verified_before_whatever_keys_show() -> None:
+    others = {NodeId(bytes([n]) * 32): [bytes([n])] for n in range(200, 210)}
+    order = fair_order(others | {HOLDER: [b"one"]}, {HOLDER}, b"salt", [bytes([205])])
+    assert (order[0], order[2], len(order)) == (bytes([205]), b"one", 11)
+
+
 def test_a_statement_that_several_announce_is_verified_once() -> None:
     assert fair_order({HOLDER: [b"it"], PEERS[0]: [b"it"]}, {HOLDER}, b"") == [b"it"]

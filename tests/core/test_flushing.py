@@ -1,6 +1,10 @@
 """When a fetch flushes."""
 
+import pytest
+
 from paris_p2p.core.flushing import BATCH_BYTES, BATCH_S, LONGEST_REST_S, REST, FlushPace
+
+LOOK_S = 1.0
 
 
 def test_a_little_waits_for_more_but_not_for_ever() -> None:
@@ -32,16 +36,24 @@ def test_a_slow_disk_rests_between_two_flushes_but_not_for_ever() -> None:
     assert pace.due(BATCH_BYTES, 1000.0 + LONGEST_REST_S)
 
 
-def test_a_fetch_at_any_rate_spends_little_of_its_time_on_flushing() -> None:
-    """A disk of 200 MB/s: the share of time that goes into flushing, and what is in doubt at worst."""
-    for rate in (1e5, 5e6, 40e6):
-        pace, unflushed, flushing, worst, now = FlushPace(), 0.0, 0.0, 0.0, 0.0
-        while now < 1000.0:
-            now, unflushed = now + 1.0, unflushed + rate
-            worst = max(worst, unflushed)
-            if pace.due(int(unflushed), now):
-                took = 0.01 + unflushed / 200e6
-                pace.flushed(now, now + took)
-                now, flushing, unflushed = now + took, flushing + took, rate * took
+@pytest.mark.parametrize("disk", [20e6, 200e6, 2e9])
+@pytest.mark.parametrize("rate", [1e5, 5e6, 15e6, 40e6, 100e6, 150e6, 400e6, 1e9])
+def test_what_is_in_doubt_and_the_share_of_time_that_goes_into_flushing_are_bounded(
+    rate: float, disk: float
+) -> None:
+    """`rate`: of a fetch, `disk`: of what flushing brings there, in bytes/s."""
+    pace, now, flushing = FlushPace(), 0.0, 0.0
+    unflushed, oldest = 0.0, 0.0  # bytes, and when the first of them came
+    before, longest = 0.0, 0.0  # seconds that the last flush took, and the longest
+    while now < 1000.0 and rate < disk:
+        now, unflushed = now + LOOK_S, unflushed + rate * LOOK_S
+        if pace.due(int(unflushed), now):
+            took = 0.01 + unflushed / disk
+            pace.flushed(now, now + took)
+            rest = min(REST * before, LONGEST_REST_S)
+            assert now + took - oldest <= before + max(BATCH_S, rest) + 2 * LOOK_S + took
+            assert unflushed <= max(BATCH_BYTES + rate * LOOK_S, rate * (before + rest + LOOK_S)) + 1
+            oldest, unflushed, before = now, rate * took, took
+            now, flushing, longest = now + took, flushing + took, max(longest, took)
+    if longest <= LONGEST_REST_S / REST:
         assert flushing <= 260.0
-        assert worst <= max(BATCH_BYTES, rate * BATCH_S) + 4 * rate

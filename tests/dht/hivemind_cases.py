@@ -40,6 +40,7 @@ from hivemind.utils.timed_storage import ValueWithExpiration
 
 NOW = 1_800_000_000.0
 OWNER = Identity(b"o" * 32)
+PEER, OTHER = (PeerID.from_base58(peer_id_text(one.node_id)) for one in (OWNER, Identity(b"p" * 32)))
 VALIDATOR = RecordValidator(lambda: NOW)
 
 
@@ -369,17 +370,48 @@ def test_a_small_network_is_asked_for_every_key_in_one_call_and_a_large_one_as_u
     assert hardened._keys_a_call.get() is None
 
 
-def test_keys_that_hold_much_or_stay_unanswered_are_asked_for_in_smaller_calls() -> None:
+def test_keys_that_hold_much_are_asked_for_in_smaller_calls() -> None:
     node = packing(3)
     key = DHTID.generate(b"7")
     full = dictionary([(b"%d" % n, ValueWithExpiration(b"v" * 1000, NOW)) for n in range(1000)])
-    node._note_sizes([key], {key: (full, {})})
+    node._note_sizes({key: (full, {})})
     assert keys_a_call(node) == 1
     for _ in range(100):
-        node._note_sizes([key], {key: (None, {})})
+        node._note_sizes({key: (None, {})})
     assert keys_a_call(node) >= 16
-    found = []
-    for _ in range(4):
-        node._note_sizes([key], None)
-        found.append(keys_a_call(node))
-    assert found == [3, 1, 1, 1]
+
+
+async def test_who_does_not_answer_is_asked_for_less_at_a_time_and_nobody_else_is() -> None:
+    """Its answer may have been too large for a message; most who are silent are away."""
+    node, calls = packing(3), []
+    keys = [DHTID.generate(b"%d" % n) for n in range(16)]
+
+    async def answers_three_at_most(peer: PeerID, some: list[DHTID]) -> Any:
+        calls.append(len(some))
+        return {key: (None, {}) for key in some} if peer == OTHER or len(some) <= 3 else None
+
+    node.protocol.call_find = answers_three_at_most
+    node.blacklist = Blacklist(base_time=0, backoff_rate=1)
+    answered = [await node._call_find_with_blacklist(peer, keys) for peer in (PEER, OTHER, PEER, PEER)]
+    assert [answer is not None for answer in answered] == [False, True, False, True]
+    assert calls == [16, 16, 4, *[2] * 8] and keys_a_call(node) >= 16
+    node.blacklist = Blacklist(base_time=9, backoff_rate=1)
+    node.blacklist.register_failure(PEER)
+    assert await node._call_find_with_blacklist(PEER, keys) is None
+    assert node._portion(PEER, keys) == keys  # who was not asked was not silent
+
+
+async def test_what_was_answered_before_a_silence_is_believed() -> None:
+    node = packing(3)
+    keys = [DHTID.generate(b"%d" % n) for n in range(4)]
+    good = dictionary([(b"s", ValueWithExpiration(b"v", NOW))])
+
+    async def knows_the_first(_peer: PeerID, some: list[DHTID]) -> Any:
+        return {key: (good, {}) for key in some} if some == keys[:2] else None
+
+    node.protocol.call_find = knows_the_first
+    node.blacklist = Blacklist(base_time=0, backoff_rate=1)
+    node._portions[PEER] = 2
+    found = await node._call_find_with_blacklist(PEER, keys)
+    assert [found[key][0] is not None for key in keys] == [True, True, False, False]
+    assert node._portion(PEER, keys) == keys[:1]

@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -23,7 +22,7 @@ from paris_p2p.dht.runtime import runtime_place
 from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.ids import ROUTER, RunId, Term
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import ClaimRecord, ProvideRecord, SignedRecord, role_scope, sign_record
+from paris_p2p.wire.records import ClaimRecord, SignedRecord, role_scope, sign_record
 
 Configure = Callable[..., DhtConfig]
 Provide = Callable[..., SignedRecord]
@@ -267,19 +266,6 @@ async def test_a_cancelled_block_leaves_nothing(configure: Configure, runs: Runs
             await trio.sleep(600)
     assert not runs(info.worker_pid) and not runs(info.p2pd_pid)
     assert not folders(configure("a")).exists()
-
-
-async def test_records_are_checked_again_by_the_reader() -> None:
-    now = clock.unix()
-    identity = Identity(b"s" * 32)
-    good = sign_record(identity, ProvideRecord(True, ()), ITEM, now + 60)
-    late = sign_record(identity, ProvideRecord(True, ()), ITEM, now - 1)
-    rows: list[tuple[Any, ...]] = [
-        (good.subkey, good.value, good.expiration_unix),
-        (late.subkey, late.value, late.expiration_unix),
-        (b"f" * 32, good.value, good.expiration_unix),
-    ]
-    assert [record.owner for record in client._checked(good.key, rows, now)] == [identity.node_id]
 
 
 def test_the_client_imports_neither_hivemind_nor_torch() -> None:

@@ -1,6 +1,7 @@
 """Tests of `paris_p2p.net.mdns`: what is said and believed; and once over loopback, with real multicast."""
 
 import gc
+import socket
 
 import pytest
 import trio
@@ -96,11 +97,15 @@ async def test_a_stranger_with_our_name_neither_silences_nor_ends_us() -> None:
         await trio.to_thread.run_sync(stranger.close)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zeroconf leaves its socket
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zeroconf leaves it open
 async def test_a_network_without_multicast_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with open_lan(node(1), [], interfaces=["192.0.2.77"]) as lan:
         with trio.fail_after(NEAR_S):
             while not caplog.records:
                 await trio.sleep(0.05)
         assert lan.peers() == [] and "cannot be searched" in caplog.text
-    gc.collect()
+    assert not [s for s in gc.get_objects() if type(s) is socket.socket and s.fileno() >= 0 and is_ours(s)]
+
+
+def is_ours(sock: socket.socket) -> bool:
+    return sock.type == socket.SOCK_DGRAM and sock.getsockname()[1] == 5353

@@ -1,5 +1,8 @@
 """Who may hold a session, who makes way, what their limits remember, and what happens when an item goes."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -11,6 +14,8 @@ from paris_p2p.wire import messages as m
 from paris_p2p.wire.content import ContentRef
 from tests.net.memory_network import PIECE, MemoryNetwork, World
 from tests.net.test_swarm import ScriptedStream, greeting
+
+T = TypeVar("T")
 
 
 class Caller(ScriptedStream):
@@ -139,3 +144,35 @@ async def test_who_asks_for_an_item_that_was_removed_is_told_so_though_others_st
         await call(world, target, after, nursery)
         assert before.told == after.told == [m.BYE_UNKNOWN_ITEM]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_fetch_that_begins_while_its_removed_item_is_looked_for_is_the_item_from_then_on(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy disk the answer that the old one has gone comes when the new one is there."""
+    mine, other, target = world.store("mine"), world.store("other"), world.network()
+    ref = world.content(mine, pieces=50)
+    assert world.content(other, pieces=50) == ref
+    async with world.node(mine, target) as swarm, trio.open_nursery() as nursery:
+        await call(world, target, Caller(ref, ""), nursery)
+        old, at_once = swarm._items[ref.info_hash], swarm._blocking
+
+        async def slowly(job: Callable[[], T]) -> T:
+            answer = await at_once(job)
+            if job == old.is_here:
+                await trio.sleep(0.2)
+            return answer
+
+        monkeypatch.setattr(swarm, "_blocking", slowly)
+        mine.remove(ref.info_hash)
+        late = Caller(ref, "")
+        nursery.start_soon(call, world, target, late, nursery)
+        await trio.sleep(0.05)
+        nursery.start_soon(swarm.fetch, ref)
+        await trio.sleep(1.0)
+        assert swarm._items[ref.info_hash].download is not None and late.told == []
+        async with world.node(other, holder=True):
+            with trio.fail_after(60):
+                await swarm.fetch(ref)
+        nursery.cancel_scope.cancel()
+    assert mine.verify(ref.info_hash) == []

@@ -177,6 +177,36 @@ async def test_a_block_half_here_wakes_nobody_for_every_few_bytes() -> None:
         await stream.aclose()
 
 
+async def when_all_wait(event: trio.Event) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    event.set()
+
+
+async def test_a_peer_that_becomes_slow_inside_a_block_is_heard_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls_stream, "PATIENCE_S", 0.02)
+    waited_for, finished = trio.Event(), trio.Event()
+
+    async def stop(node_id: NodeId, stream: ByteStream) -> None:
+        await waited_for.wait()
+        await stream.send_all(b"x" * 40_000)
+        await finished.wait()
+        await stream.aclose()
+
+    async with open_tls_host(ALICE, [ANYWHERE]) as alice, open_tls_host(BOB, []) as bob:
+        alice.serve(stop)
+        stream = await bob.dial(ALICE.node_id, alice.endpoints[0])
+        left, buffer = 40_000, memoryview(bytearray(SOCKET_BYTES))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(when_all_wait, waited_for)
+                while left:
+                    left -= await stream.receive_into(buffer, SOCKET_BYTES)
+        finished.set()
+        await stream.aclose()
+
+
 async def test_another_node_at_the_address_is_refused() -> None:
     async with listening() as (alice, visitors), open_tls_host(BOB, []) as bob:
         with pytest.raises(TransportError, match="another node"):

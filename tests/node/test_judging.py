@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import trio
 
-from paris_node.judging import MAX_PER_HOLDER, Known, candidates, contenders, jury, verify_new
+from paris_node.judging import MAX_PER_HOLDER, Known, Met, candidates, contenders, jury, verify_new
 from paris_node.snapshot import observe, take_snapshot
-from paris_p2p import clock
 from paris_p2p.core.accept import Standing
 from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
@@ -127,26 +126,101 @@ async def test_only_so_many_records_a_key_are_looked_at(
     for number in range(9):
         announced(world, Identity(bytes([number]) * 32), number + 1)
     records = world.live("announce", role_scope(world.signed.run_id, ROLE))
-    await verify_new({ROLE: records}, (), clock.unix())
+    met = Met()
+    await verify_new(world.signed, {ROLE: records}, met)
     judges = jury(world.signed, {}, Known())
-    assert len(records) == 9 and len(candidates(world.signed, ROLE, records, {}, judges)) == 3
+    assert len(records) == 9 and len(candidates(world.signed, ROLE, records, met, {}, judges)) == 3
 
 
-async def test_a_flood_of_statements_is_verified_a_few_a_reading_the_holders_and_the_organisers_first(
-    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
-) -> None:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four new statements a reading."""
     monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROUND", 4)
     monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROLE", 0)
-    for number in range(12):
+
+
+def flood(world: Any, count: int) -> None:
+    for number in range(count):
         announced(world, Identity(bytes([130 + number]) * 32), 90, 3, loss=0.75)
+
+
+async def shown(world: Any, met: Met | None, **options: Any) -> list[bytes]:
+    """What a reader that has `met` some statements sees of the role."""
+    dht = world.network("viewer").dht
+    return [one.data for one in (await observe(dht, world.signed, met=met, **options)).candidates[ROLE]]
+
+
+async def test_a_flood_of_statements_is_verified_a_few_a_reading_those_somebody_stands_for_first(
+    world: Any, few: None, autojump_clock: Any
+) -> None:
+    met = Met()
+    assert await shown(world, met) == []
+    flood(world, 12)
     term = world.holds(ALICE, ROLE)
     mine, _ = world.checkpoint(ALICE, ROLE, 50, term=term, loss=0.75)
     world.announces(ALICE, mine, ROLE)
-    rebuilt = announced(world, ORGANISER, 40, loss=0.75)
-    first = {one.data for one in (await seen(world)).candidates[ROLE]}
-    assert {mine, rebuilt} < first and len(first) == 4
-    shown = [len((await seen(world)).candidates[ROLE]) for _ in range(4)]
-    assert shown == [8, 12, 14, 14]  # none is left waiting, and none is verified twice
+    copied, _ = world.checkpoint(BOB, ROLE, 40, loss=0.75)
+    world.announces(CAROL, copied, ROLE)
+    world.attests(ORGANISER, ROLE, copied)
+    first = await shown(world, met)
+    assert {mine, copied} < set(first) and len(first) == 4
+    assert [len(await shown(world, met)) for _ in range(4)] == [8, 12, 14, 14]  # and none twice
+
+
+async def test_who_reads_for_the_first_time_or_must_know_it_all_is_shown_it_all(
+    world: Any, few: None, autojump_clock: Any
+) -> None:
+    met = Met()
+    flood(world, 8)
+    good = announced(world, ALICE, 40)
+    assert good in await shown(world, None) and good in await shown(world, met)
+    flood(world, 18)
+    late = announced(world, BOB, 30)
+    assert len(await shown(world, met)) <= 13
+    found = await shown(world, met, whole=True)
+    assert late in found and len(found) == 20
+
+
+async def test_even_then_it_does_not_take_for_ever_nor_keep_others_waiting(
+    world: Any, few: None, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    monkeypatch.setattr("paris_node.judging.WHOLE_DEADLINE_S", 0.0)
+    monkeypatch.setattr("paris_node.judging.VERIFIED_AT_ONCE", 2)
+    met = Met()
+    flood(world, 6)
+    assert [len(await shown(world, met)) for _ in range(2)] == [2, 6]
+
+
+async def test_a_first_reading_that_is_given_up_goes_on_where_it_was(
+    world: Any, few: None, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    monkeypatch.setattr("paris_node.judging.VERIFIED_AT_ONCE", 2)
+    met = Met()
+    flood(world, 6)
+    records = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await verify_new(world.signed, {ROLE: records}, met)
+    assert scope.cancelled_caught and not met.was_read([ROLE])
+    assert len(met.unknown(ROLE, [one.payload.statement for one in records])) == 4
+    await verify_new(world.signed, {ROLE: records}, met)
+    assert met.was_read([ROLE])
+
+
+async def test_what_is_shown_stays_verified_however_much_is_shown_and_what_is_not_makes_room(
+    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    monkeypatch.setattr("paris_p2p.wire.checkpoint.CACHED_STATEMENTS", 1)
+    monkeypatch.setattr("paris_node.judging.MAX_RECORDS_PER_KEY", 4)
+    met = Met()
+    signed = [world.checkpoint(Identity(bytes([130 + n]) * 32), ROLE, 10)[0] for n in range(6)]
+    assert met.unknown(ROLE, signed[:4]) == signed[:4]
+    for data in signed[:4]:
+        met.verify(world.signed, ROLE, data)
+    assert met.unknown(ROLE, [b"new", *signed[:3]]) == [b"new"]
+    met.verify(world.signed, ROLE, b"new")  # no statement: that is remembered, too
+    assert met.unknown(ROLE, [b"new", *signed[:4]]) == [signed[3]]
+    assert met.statement(ROLE, b"new") is None and met.statement(ROLE, signed[0]) is not None
 
 
 async def test_a_key_has_as_many_roles_as_the_run_allows(world: Any, autojump_clock: Any) -> None:

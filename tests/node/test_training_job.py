@@ -331,14 +331,30 @@ async def test_a_role_that_diverges_on_every_path_has_failed(world: Any, autojum
     assert len(named(events(), "rolled_back")) == 3
 
 
+async def test_a_crowd_of_keys_does_not_hide_what_a_role_is_gone_on_from(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROUND", 1)
+    monkeypatch.setattr("paris_node.judging.VERIFIED_A_ROLE", 0)
+    job, node, _ = job_of(world)
+    await node.observe()  # it has been there for a while
+    made = []
+    for number in range(8):
+        maker = Identity(bytes([130 + number]) * 32)
+        made.append(world.checkpoint(maker, ROLE, 40)[0])
+        world.announces(maker, made[-1], ROLE)
+    assert len((await node.observe()).candidates[Role(ROLE)]) == 1
+    assert {one.data for one in await job._find_candidates()} == set(made)
+
+
 def _seen_once(node: Any) -> Any:
     """The run shows once, before the network goes away."""
     observe, dht = node.observe, node.network.dht
 
-    async def seen_once() -> Any:
+    async def seen_once(**options: Any) -> Any:
         shown = dht.published == []
         dht.down = not shown
-        observation = await observe()
+        observation = await observe(**options)
         dht.down = True
         return observation
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paris_p2p.errors import StoreError
-from paris_p2p.store.durable import disk, read_at, write_all, write_atomic, write_parts
+from paris_p2p.store.durable import disk, drop_cached, read_at, write_all, write_atomic, write_parts
 
 
 def test_a_full_disk_says_how_much_did_not_fit_and_where(tmp_path: Path) -> None:
@@ -71,3 +71,10 @@ def test_any_number_of_parts_is_written_in_order(tmp_path: Path) -> None:
         assert read_at(fd, 10_000, 0) == bytes(5) + b"".join(parts)
     finally:
         os.close(fd)
+
+
+def test_dropping_what_is_cached_of_a_file_loses_nothing_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"never flushed")
+    drop_cached(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"never flushed"
+    drop_cached(tmp_path / "none")

@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from paris_node.actor import Actor, Cast
+from paris_node.judging import Met
 from paris_node.network import NetworkRequest, open_network
 from paris_node.runs import find_run
 from paris_node.snapshot import RoleLine, Snapshot, observe, take_snapshot
@@ -172,9 +173,10 @@ class _Show:
         home = Home.resolve(request.home)
         async with open_network(request, home=home, identity=None, bootstrap=(bootstrap,)) as network:
             signed = await find_run(network, None)
+            met = Met()
             while True:
                 try:
-                    observation = await observe(network.dht, signed)
+                    observation = await observe(network.dht, signed, met=met)
                 except TransportError:
                     await trio.sleep(1.0)
                     continue

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from paris_node.judging import Met
 from paris_node.network import Network, NetworkRequest, bootstrap_addresses, open_network
 from paris_node.runs import find_run
 from paris_node.signals import until_interrupted
@@ -55,8 +56,8 @@ async def _status(
     return EXIT_INTERRUPTED
 
 
-async def _snapshot(network: Network, signed: SignedManifest) -> Snapshot:
-    return take_snapshot(await observe(network.dht, signed), signed)
+async def _snapshot(network: Network, signed: SignedManifest, met: Met | None = None) -> Snapshot:
+    return take_snapshot(await observe(network.dht, signed, met=met), signed)
 
 
 def _show(network: Network, snapshot: Snapshot, output: Output) -> None:
@@ -89,10 +90,11 @@ async def _watch(
 ) -> AsyncGenerator[tuple[Snapshot | None, str], None]:
     """The newest snapshot, every few seconds, and what is wrong when it is not fresh."""
     snapshot: Snapshot | None = None
+    met = Met()
     while True:
         trouble = ""
         try:
-            snapshot = await _snapshot(network, signed)
+            snapshot = await _snapshot(network, signed, met)
         except TransportError as error:
             trouble = f"the network does not answer, trying again: {error}"
         yield snapshot, trouble
