@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from paris_p2p.dht import client
-from paris_p2p.dht.notices import Notice
+from paris_p2p.dht.protocol import Notice
 from paris_p2p.errors import WorkerError
 
 START_S = 2.0

@@ -1,5 +1,5 @@
 """Downloads from a node that nobody can dial, through real relays: over many circuits, past relays that die
-or cheat. Real sockets on loopback, virtual time."""
+or cheat. Virtual time."""
 
 import random
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,6 @@ from trio.testing import MockClock
 
 from paris_p2p.core.relay import RelayBudget
 from paris_p2p.errors import TransportError
-from paris_p2p.net import raw, tls
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.multi import ReachOptions, open_network
 from paris_p2p.net.relay import RelayService
@@ -22,6 +21,7 @@ from paris_p2p.net.tls import open_tls_host
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity, peer_id_text
+from tests.net.lines import Lines
 from tests.net.memory_network import at_once
 
 SEEDER, LEECHER = Identity(b"s" * 32), Identity(b"l" * 32)
@@ -30,12 +30,6 @@ PIECES = 20
 LENGTH = PIECE * PIECES - 100
 OVERHEAD = 1.1  # TLS, frames, hashes
 BUDGET = RelayBudget(bytes_per_s=1e6)
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """Jumps when nothing has moved for a moment: a packet on loopback is there sooner."""
-    return MockClock(autojump_threshold=0.02)
 
 
 class PublicRelay:
@@ -48,12 +42,12 @@ class PublicRelay:
         self.passed: list[int] = []
         self.endpoint = Endpoint("127.0.0.1", 0, tls=True)
 
-    async def run(self, started: Callable[[], None]) -> None:
+    async def run(self, lines: Lines, started: Callable[[], None]) -> None:
         async def dial_back(node_id: Any, endpoint: Endpoint) -> None:
             await (await host.dial(node_id, endpoint)).aclose()
 
         with self.dying:
-            async with open_tls_host(self.identity, [self.endpoint]) as host:
+            async with open_tls_host(self.identity, [self.endpoint]) as host, trio.open_nursery() as nursery:
                 service = RelayService(self.identity.node_id, dial_back, self.budget)
                 join, self.ledger = service._join, service.ledger
 
@@ -64,10 +58,14 @@ class PublicRelay:
                     finally:
                         self.passed.append(self.ledger.relayed_bytes - before)
 
-                service._join = counted  # type: ignore[method-assign]
+                service._join = counted  # type: ignore[method-assign, assignment]
                 host.divert, self.endpoint = service.serve, host.endpoints[0]
-                started()
-                await trio.sleep_forever()
+                lines.ports[self.endpoint.port] = lambda sock: nursery.start_soon(host._arrived, sock)
+                try:
+                    started()
+                    await trio.sleep_forever()
+                finally:
+                    del lines.ports[self.endpoint.port]
 
     @property
     def peer(self) -> Peer:
@@ -123,15 +121,8 @@ async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *budgets: RelayBu
         await trio.lowlevel.checkpoint()
         return function(*args)
 
-    hidden: set[int] = set()
-
-    async def through_router(endpoint: Endpoint, *rest: Any) -> Any:
-        if endpoint.port in hidden:
-            raise TransportError("no answer")
-        return await raw.connect(endpoint, *rest)
-
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)  # virtual time stands still meanwhile
-    monkeypatch.setattr(tls, "connect", through_router)
+    lines = Lines(monkeypatch)  # only the relays are reached at a port
     relays = [PublicRelay(number + 1, budget) for number, budget in enumerate(budgets)]
 
     async def helpers() -> list[Peer]:
@@ -148,7 +139,7 @@ async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *budgets: RelayBu
         nursery = await stack.enter_async_context(trio.open_nursery())
         for relay in relays:
             started = trio.Event()
-            nursery.start_soon(relay.run, started.set)
+            nursery.start_soon(relay.run, lines, started.set)
             await started.wait()
         swarms = []
         for identity, store, listen, reach in (
@@ -156,7 +147,6 @@ async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *budgets: RelayBu
             (LEECHER, ContentStore(tmp_path / "mine"), [], None),
         ):
             network = await stack.enter_async_context(open_network(identity, listen, reach=reach))
-            hidden |= {endpoint.port for endpoint in network._tls.endpoints}
             made = swarm_over(network, store, find_peers=nobody, rng=random.Random(1), blocking=at_once)
             swarms.append(await stack.enter_async_context(made))
         with trio.fail_after(3600):
@@ -173,7 +163,7 @@ async def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *budgets: RelayBu
     ids=["bytes", "time"],
 )
 async def test_a_download_goes_on_over_the_next_circuit_when_one_has_had_its_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock, budget: RelayBudget
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, budget: RelayBudget
 ) -> None:
     async with lab(tmp_path, monkeypatch, budget) as it:
         (relay,) = it.relays
@@ -187,7 +177,7 @@ async def test_a_download_goes_on_over_the_next_circuit_when_one_has_had_its_sha
 
 
 async def test_a_relay_that_dies_in_the_middle_is_replaced_at_both_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with lab(tmp_path, monkeypatch, BUDGET, BUDGET, BUDGET) as it:
         while len(it.seeder.addresses) < 3:  # two circuits, and where it listens
@@ -206,7 +196,7 @@ async def test_a_relay_that_dies_in_the_middle_is_replaced_at_both_ends(
 
 
 async def test_a_relay_that_cuts_every_circuit_short_is_left_for_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with lab(tmp_path, monkeypatch, RelayBudget(circuit_bytes=20_000), BUDGET) as it:
         miser, honest = it.relays
@@ -217,7 +207,7 @@ async def test_a_relay_that_cuts_every_circuit_short_is_left_for_another(
 
 
 async def test_who_finds_every_circuit_refused_fails_in_time_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with lab(tmp_path, monkeypatch, RelayBudget(circuits=0)) as it:
         await it.reserved(*it.relays)

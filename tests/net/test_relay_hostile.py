@@ -1,9 +1,8 @@
 """Callers that mean ill to a relay, and relays that mean ill to who holds a reservation: each costs little,
-and everybody else is served all the same. Real sockets on loopback, virtual time."""
+and everybody else is served all the same. Virtual time."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from paris_p2p.net.tls import open_tls_host
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.reach import Answer, Ask, Opening, Status
+from tests.net.lines import Lines
 
 RELAY, NODE = Identity(b"r" * 32), Identity(b"n" * 32)
 ANYWHERE = Endpoint("127.0.0.1", 0, tls=True)
@@ -28,9 +28,8 @@ BUDGET = RelayBudget(dials_per_minute=5)
 
 
 @pytest.fixture
-def clock() -> MockClock:
-    """Jumps when nothing has moved for a moment: a packet on loopback is there sooner."""
-    return MockClock(autojump_threshold=0.02)
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    return Lines(monkeypatch)
 
 
 class Lab:
@@ -69,7 +68,7 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(budget: RelayBudget = BUDGET) -> AsyncIterator[Lab]:
+async def lab(lines: Lines, budget: RelayBudget = BUDGET) -> AsyncIterator[Lab]:
     async with (
         open_tls_host(RELAY, [ANYWHERE]) as host,
         open_tls_host(NODE, []) as other,
@@ -81,6 +80,7 @@ async def lab(budget: RelayBudget = BUDGET) -> AsyncIterator[Lab]:
 
         service = RelayService(RELAY.node_id, dial_back, budget)
         host.divert = service.serve
+        lines.ports[host.endpoints[0].port] = lambda sock: nursery.start_soon(host._arrived, sock)
         made = Lab(host.endpoints[0], service, Circuits(NODE, other, nursery), nursery)
         try:
             with trio.fail_after(600):
@@ -110,8 +110,10 @@ GARBAGE = [
 ]
 
 
-async def test_garbage_and_silence_end_the_connection_and_leave_nothing(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_garbage_and_silence_end_the_connection_and_leave_nothing(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         for data in GARBAGE:
             with suppress(TransportError):  # it may hang up while we are still talking
                 sock = await it.says(data)
@@ -122,8 +124,10 @@ async def test_garbage_and_silence_end_the_connection_and_leave_nothing(clock: M
         assert status is Status.OK
 
 
-async def test_one_key_has_one_reservation_however_often_it_asks(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_one_key_has_one_reservation_however_often_it_asks(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         held = []
         for _ in range(20):
             sock, status = await it.reserves(NODE)
@@ -134,8 +138,10 @@ async def test_one_key_has_one_reservation_however_often_it_asks(clock: MockCloc
         assert all([await closed(sock, 1.0) for sock in held[:-1]]) and not await closed(held[-1], 1.0)
 
 
-async def test_one_address_has_so_many_reservations_and_calls_and_others_are_served(clock: MockClock) -> None:
-    async with lab(RelayBudget(reservations_per_host=3, dials_per_minute=4)) as it:
+async def test_one_address_has_so_many_reservations_and_calls_and_others_are_served(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines, RelayBudget(reservations_per_host=3, dials_per_minute=4)) as it:
         statuses = [(await it.reserves(Identity(bytes([n]) * 32)))[1] for n in range(5)]
         assert statuses == [Status.OK] * 3 + [Status.BUSY] * 2
         assert (await it.reserves(NODE, "127.0.0.2"))[1] is Status.OK
@@ -144,8 +150,10 @@ async def test_one_address_has_so_many_reservations_and_calls_and_others_are_ser
         assert await it.asks(target, "127.0.0.3") is Status.UNKNOWN
 
 
-async def test_who_takes_every_connection_shuts_out_nobody_else(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_who_takes_every_connection_shuts_out_nobody_else(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         for _ in range(MAX_CALLERS_PER_HOST + 5):
             await it.says(reach.MAGIC)
         await trio.sleep(1)
@@ -155,15 +163,20 @@ async def test_who_takes_every_connection_shuts_out_nobody_else(clock: MockClock
         assert it.at_work == (1, 1, 0)
 
 
-async def test_a_reservation_that_says_more_than_it_was_asked_is_over(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_a_reservation_that_says_more_than_it_was_asked_is_over(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         sock, _ = await it.reserves(NODE)
-        await raw.send_all(sock, reach.PONG * 1_000_000)
+        with suppress(TransportError):  # it hangs up while we talk
+            await raw.send_all(sock, reach.PONG * 1_000_000)
         assert await closed(sock, 1.0) and it.at_work == (0, 0, 0)
 
 
-async def test_a_reservation_lives_by_its_answers_and_ends_with_them(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_a_reservation_lives_by_its_answers_and_ends_with_them(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         sock, _ = await it.reserves(NODE)
         for _ in range(3):
             assert await raw.receive_exactly(sock, reach.TOKEN_BYTES) == reach.PING
@@ -173,8 +186,10 @@ async def test_a_reservation_lives_by_its_answers_and_ends_with_them(clock: Mock
         assert it.at_work == (0, 0, 0)
 
 
-async def test_a_node_that_does_not_come_to_the_relay_costs_its_caller_a_wait(clock: MockClock) -> None:
-    async with lab() as it:
+async def test_a_node_that_does_not_come_to_the_relay_costs_its_caller_a_wait(
+    lines: Lines, autojump_clock: MockClock
+) -> None:
+    async with lab(lines) as it:
         await it.reserves(NODE)
         assert await it.asks(Opening(Ask.DIAL, NODE.node_id), "127.0.0.2") is Status.UNREACHABLE
         await trio.sleep(1)
@@ -185,23 +200,23 @@ async def test_a_node_that_does_not_come_to_the_relay_costs_its_caller_a_wait(cl
 
 
 @asynccontextmanager
-async def bad_relay(after_proof: bytes, again: bytes = b"") -> AsyncIterator[Endpoint]:
+async def bad_relay(lines: Lines, after_proof: bytes, again: bytes = b"") -> AsyncIterator[Endpoint]:
     """Takes a reservation, then says `after_proof`, and `again` for ever."""
 
-    async def serve(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):
-            await stream.receive_some(reach.OPENING_BYTES)
-            await stream.send_all(bytes(reach.NONCE_BYTES))
-            await stream.receive_some(reach.PROOF_BYTES)
-            await stream.send_all(after_proof)
+    async def serve(sock: Any) -> None:
+        with suppress(TransportError):
+            await raw.receive_exactly(sock, reach.OPENING_BYTES)
+            await raw.send_all(sock, bytes(reach.NONCE_BYTES))
+            await raw.receive_exactly(sock, reach.PROOF_BYTES)
+            await raw.send_all(sock, after_proof)
             while again:
-                await stream.send_all(again)
-            await trio.sleep_forever()
+                await raw.send_all(sock, again)
+            await closed(sock, 1000.0)
+        raw.close(sock)
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        yield Endpoint("127.0.0.1", listener.socket.getsockname()[1], tls=True)
-        nursery.cancel_scope.cancel()
+        lines.ports[1] = lambda sock: nursery.start_soon(serve, sock)
+        yield Endpoint("127.0.0.1", 1, tls=True)
 
 
 OK = Answer(Status.OK, "192.0.2.1", 4000).encode()
@@ -219,9 +234,9 @@ OK = Answer(Status.OK, "192.0.2.1", 4000).encode()
     ids=["unknown status", "half an answer", "silence", "a burst of pings", "nothing but pings"],
 )
 async def test_a_relay_that_talks_nonsense_or_too_much_is_left(
-    clock: MockClock, after_proof: bytes, again: bytes, why: str, within_s: float
+    lines: Lines, autojump_clock: MockClock, after_proof: bytes, again: bytes, why: str, within_s: float
 ) -> None:
-    async with lab() as it, bad_relay(after_proof, again) as at:
+    async with lab(lines) as it, bad_relay(lines, after_proof, again) as at:
         began = trio.current_time()
         with pytest.raises(TransportError, match=why):
             await it.circuits.hold(RELAY.node_id, at, lambda _: None)
