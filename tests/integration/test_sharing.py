@@ -62,8 +62,12 @@ def test_peers_find_further_peers_and_everybody_gets_the_same_files(
     last = stage.node(*("get", torrent, "--out", last_out, "--peer", address, "--listen", FAST), home="last")
     fetched = last.wait_event("fetched")
     assert last.wait() == 0 and fetched["path"] == str(last_out / "model")
-    assert fetched["bytes"] == sum(SIZES.values()) and fetched["wasted_bytes"] == 0
-    assert middle.wait_event("fetched")["received_bytes"] == sum(SIZES.values())
+    in_two = (
+        fetched["bytes"] // 2
+    )  # the last blocks are asked of two peers, and of 3 MB many are among the last
+    assert fetched["bytes"] == sum(SIZES.values()) and fetched["wasted_bytes"] < in_two
+    received = middle.wait_event("fetched")["received_bytes"]
+    assert sum(SIZES.values()) <= received < sum(SIZES.values()) + in_two
     middle.process.send_signal(signal.SIGTERM)
     assert middle.wait() == 130
     for out in (middle_out, last_out):
