@@ -30,7 +30,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,6 +41,7 @@ import psutil
 import trio
 
 from benchmarks.chaos_story import KINDS, SETTLED_S, Event, Kill, Story, figures
+from benchmarks.lab.nodes import change_manifest, kind_of, working_folder
 from paris_node.actor import Actor, Cast
 from paris_node.network import NetworkRequest, open_network
 from paris_node.runs import find_run
@@ -50,14 +50,9 @@ from paris_p2p import clock
 from paris_p2p.errors import NetworkError, TransportError
 from paris_p2p.store.home import Home
 from paris_p2p.store.locks import try_lock
-from paris_p2p.wire.manifest import check_manifest, sign_manifest
+from paris_p2p.wire.manifest import Manifest
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-MODULES = {
-    "paris_p2p.dht.worker": "dht",
-    "paris_p2p.diffusion.train_worker": "trainer",
-    "paris_p2p.diffusion.check_worker": "checker",
-}
 FIRST = (*((kind, True) for kind in KINDS), *((kind, kind == "trainer") for kind in KINDS))
 """Kinds of victim and whether it holds a role: these come first into the draw."""
 AWAY_S = (3.0, 8.0)
@@ -109,21 +104,20 @@ class Chaos:
         arguments += ["--clusters", str(self.options.clusters), "--steps", str(self.options.steps)]
         arguments += ["--home", str(self.home("organiser"))]
         await self.cast.start("prepare", arguments).last_event("prepared")
-        self._set_times(out / "manifest.paris")
+        change_manifest(out / "manifest.paris", self.home("organiser"), self._set_times)
         listen = ["--listen", LOOPBACK, "--json", "--home"]
         boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
         self.bootstrap = str((await boot.event("listening"))["addresses"][0])
         publish = ["publish", str(out), "--bootstrap", self.bootstrap, *listen, str(self.home("organiser"))]
         await self.cast.start("publisher", publish).event("published")
 
-    def _set_times(self, path: Path) -> None:
-        """Times are the organiser's to choose, though no option of `prepare` is."""
-        manifest, options = check_manifest(path.read_bytes()).manifest, self.options
+    def _set_times(self, manifest: Manifest) -> Manifest:
+        options = self.options
         lease = replace(manifest.lease, ttl_s=options.ttl, renew_s=0.3 * options.ttl, poll_s=options.poll)
         every = max(1, options.steps // options.checkpoints)
-        recipe = replace(manifest.recipe, checkpoint_interval_steps=every)
-        identity = Home.resolve(self.home("organiser")).identity()
-        path.write_bytes(sign_manifest(replace(manifest, lease=lease, recipe=recipe), identity).data)
+        return replace(
+            manifest, lease=lease, recipe=replace(manifest.recipe, checkpoint_interval_steps=every)
+        )
 
     def home(self, node: str) -> Path:
         """The home folder of a node."""
@@ -332,19 +326,6 @@ class Chaos:
                 await trio.sleep(WATCH_S)
 
 
-def kind_of(process: psutil.Process) -> str:
-    """Which of a node's processes it is; empty when it is gone."""
-    try:
-        words = process.cmdline()
-        if process.status() == psutil.STATUS_ZOMBIE or not words:
-            return ""
-    except psutil.Error:
-        return ""
-    if Path(words[0]).name == "p2pd":
-        return "p2pd"
-    return next((MODULES[word] for word in words if word in MODULES), "node")
-
-
 def say(line: str) -> None:
     """Progress, for people."""
     print(f"{clock.monotonic() - STARTED:6.1f}s  {line}", file=sys.stderr, flush=True)
@@ -407,11 +388,7 @@ def main() -> int:
         "--keep", type=Path, help="a new folder for everything, kept (default: a temporary one)"
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as made:
-        folder = (options.keep or Path(made)).resolve()
-        (folder / "tmp").mkdir(parents=True)
-        os.environ["TMPDIR"] = str(folder / "tmp")
-        tempfile.tempdir = None
+    with working_folder("chaos-", options.keep) as folder:
         story = trio.run(run, options, folder)
     shown = {name: getattr(options, name) for name in ("nodes", "clusters", "seed", "steps", "ttl", "poll")}
     found = figures(story, nodes=options.nodes, kills=options.kills, lease_s=options.ttl)

@@ -12,10 +12,8 @@ Owns: the measurement. Does not own: starting programs (`paris_node.actor`).
 
 import argparse
 import json
-import os
 import signal
 import sys
-import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -25,29 +23,21 @@ from typing import Any
 import psutil
 import trio
 
+from benchmarks.lab.nodes import change_manifest, kind_of, working_folder
 from paris_node.actor import Actor, Cast
 from paris_p2p import clock
-from paris_p2p.store.home import Home
-from paris_p2p.wire.manifest import check_manifest, sign_manifest
+from paris_p2p.wire.manifest import Manifest
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-MODULES = {"paris_p2p.dht.worker": "dht", "paris_p2p.diffusion.train_worker": "trainer"}
 SETTLE_S = 20.0
 """After the last trainer has started: everything has been copied and announced by then."""
-
-
-def kind_of(process: psutil.Process) -> str:
-    """Which of a node's processes it is."""
-    words = process.cmdline()
-    if words and Path(words[0]).name == "p2pd":
-        return "p2pd"
-    return next((kind for module, kind in MODULES.items() if module in words), "node")
 
 
 def processes(actor: Actor) -> dict[str, psutil.Process]:
     """A program's processes by kind."""
     main = psutil.Process(actor.process.pid)
-    return {kind_of(one): one for one in (main, *main.children(recursive=True))}
+    processes = (main, *main.children(recursive=True))
+    return {kind: one for one in processes if (kind := kind_of(one))}
 
 
 class Measurement:
@@ -62,12 +52,11 @@ class Measurement:
         """The home folder of a program."""
         return self.folder / "homes" / name
 
-    def set_lease(self, path: Path) -> None:
-        """Times are the organiser's to choose, though no option of `prepare` is."""
-        signed, options = check_manifest(path.read_bytes()).manifest, self.options
-        lease = replace(signed.lease, ttl_s=options.ttl, renew_s=options.renew, poll_s=options.poll)
-        identity = Home.resolve(self.home("organiser")).identity()
-        path.write_bytes(sign_manifest(replace(signed, lease=lease), identity).data)
+    def set_lease(self, manifest: Manifest) -> Manifest:
+        """The times asked for."""
+        options = self.options
+        lease = replace(manifest.lease, ttl_s=options.ttl, renew_s=options.renew, poll_s=options.poll)
+        return replace(manifest, lease=lease)
 
     async def prepare(self) -> list[str]:
         """The run and its publisher; the options every further node needs."""
@@ -75,7 +64,7 @@ class Measurement:
         arguments = ["prepare", "digits", "--out", str(out), "--name", "idle", "--json", "--steps", "100000"]
         arguments += ["--clusters", str(self.options.holders - 1), "--home", str(self.home("organiser"))]
         await self.cast.start("prepare", arguments).last_event("prepared")
-        self.set_lease(out / "manifest.paris")
+        change_manifest(out / "manifest.paris", self.home("organiser"), self.set_lease)
         listen = ["--listen", LOOPBACK, "--json", "--home"]
         boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
         address = str((await boot.event("listening"))["addresses"][0])
@@ -161,11 +150,7 @@ def main() -> int:
         "--keep", type=Path, help="a new folder for everything, kept (default: a temporary one)"
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="idle-") as made:
-        folder = (options.keep or Path(made)).resolve()
-        (folder / "tmp").mkdir(parents=True)
-        os.environ["TMPDIR"] = str(folder / "tmp")
-        tempfile.tempdir = None
+    with working_folder("idle-", options.keep) as folder:
         figures = trio.run(run, options, folder)
     print(json.dumps({"poll_s": options.poll, "ttl_s": options.ttl, **figures}))
     return 0

@@ -36,10 +36,9 @@ def extension_of(certificate: bytes) -> bytes:
     return found.value.value
 
 
-def certificate_with(extensions: list[tuple[x509.ObjectIdentifier, bytes, bool]]) -> bytes:
-    """A self-signed certificate of a new key with just these extensions (id, value, critical)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = (
+def unsigned(key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    """A certificate of `key` without extensions, for another library to sign."""
+    return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
         .issuer_name(x509.Name([]))
@@ -48,6 +47,12 @@ def certificate_with(extensions: list[tuple[x509.ObjectIdentifier, bytes, bool]]
         .not_valid_before(datetime.datetime(2000, 1, 1))
         .not_valid_after(datetime.datetime(2100, 1, 1))
     )
+
+
+def certificate_with(extensions: list[tuple[x509.ObjectIdentifier, bytes, bool]]) -> bytes:
+    """A self-signed certificate of a new key with just these extensions (id, value, critical)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = unsigned(key)
     for oid, value, critical in extensions:
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical)
     return der(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
@@ -141,15 +146,7 @@ def test_only_the_shortest_form_of_a_length_is_read() -> None:
 )
 def test_one_curve_and_one_hash_are_enough(curve: ec.EllipticCurve, digest: SHA256 | SHA384) -> None:
     key = ec.generate_private_key(curve)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(x509.Name([]))
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime.datetime(2000, 1, 1))
-        .not_valid_after(datetime.datetime(2100, 1, 1))
-    )
+    builder = unsigned(key)
     with pytest.raises(TransportError, match="of P-256"):
         owner_of(der(builder.sign(key, digest).public_bytes(Encoding.PEM)), NOW)
 

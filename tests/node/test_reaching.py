@@ -51,6 +51,12 @@ class Reached:
         self.network.swarm.reachability = Found(state)
         self.network.swarm.addresses = (address,)
 
+    def provides(self) -> InfoHash:
+        """It serves this from now on."""
+        item: InfoHash = self.world.signed.manifest.clusters[0].train.info_hash
+        self.announcer.provide([item])
+        return item
+
     async def offer(self, item: InfoHash, peer: Peer) -> bool:
         self.offered.append(peer)
         await trio.sleep(1)
@@ -142,8 +148,7 @@ async def test_who_changes_its_address_is_found_at_the_new_one_within_seconds(
     world: Any, autojump_clock: Any
 ) -> None:
     it = Reached(world)
-    item = world.signed.manifest.clusters[0].train.info_hash
-    it.announcer.provide([item])
+    item = it.provides()
     await it.announcer.flush()
     async with running(it.reaching().run):
         it.is_now("relayed", CIRCUIT)
@@ -163,8 +168,7 @@ async def test_who_cannot_be_dialled_dials_those_who_fetch_what_it_has_and_nobod
     world: Any, autojump_clock: Any
 ) -> None:
     it = Reached(world)
-    item = world.signed.manifest.clusters[0].train.info_hash
-    it.announcer.provide([item])
+    item = it.provides()
     (wants,) = fetchers(world, item, 1)
     world.says(Identity(b"h" * 32), ProvideRecord(True, (PLAIN,)), item)
     world.says(Identity(b"a" * 32), ProvideRecord(False, ()), item)
@@ -181,8 +185,7 @@ async def test_who_cannot_be_dialled_dials_those_who_fetch_what_it_has_and_nobod
 
 async def test_many_who_are_gone_keep_nobody_from_being_dialled(world: Any, autojump_clock: Any) -> None:
     it = Reached(world)
-    item = world.signed.manifest.clusters[0].train.info_hash
-    it.announcer.provide([item])
+    item = it.provides()
     everyone = {who.node_id for who in fetchers(world, item, 3 * MAX_OFFERS)}
     it.is_now("outbound-only", PLAIN)
     async with running(it.reaching().run):
@@ -195,8 +198,7 @@ async def test_a_dht_that_is_away_stops_neither_watching_nor_offering(
     world: Any, autojump_clock: Any
 ) -> None:
     it = Reached(world)
-    item = world.signed.manifest.clusters[0].train.info_hash
-    it.announcer.provide([item])
+    item = it.provides()
     fetchers(world, item, 1)
     it.is_now("relayed", CIRCUIT)
     it.network.dht.down = True
