@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from paris_p2p import clock
@@ -24,6 +23,7 @@ from paris_p2p.dht.hello import (
     foreign_clock_problem,
     judge_hello,
 )
+from paris_p2p.dht.parts import Comparison, Part
 from paris_p2p.dht.protocol import Notice, Trouble
 from paris_p2p.errors import NetworkError
 
@@ -47,21 +47,11 @@ _KNOWN_A_ROUND = 3
 _GREETED_A_ROUND = 2
 MAX_VANTAGES = 4
 MAX_WATCHED_KEYS = 8
+MAX_COMPLETED = 64
+"""Records of one key that a part is given in one round: a flood is not to be carried on in our name."""
 _CONNECTION_ERRORS = (ControlFailure, DispatchFailure, P2PDaemonError, OSError, asyncio.IncompleteReadError)
 
 Send = Callable[[dict[str, Any]], None]
-
-
-@dataclass(slots=True)
-class _Part:
-    """The network as one bootstrap node leads to it. `nodes`: nearest to us, with itself; `records`: live
-    (key, owner) pairs of the watched keys; `nearest`, `found`: as `RecordNode.look_through` gives them."""
-
-    address: str
-    nodes: frozenset[DHTID]
-    records: frozenset[tuple[DHTID, bytes]]
-    nearest: Mapping[DHTID, Mapping[DHTID, PeerID]] = field(default_factory=dict)
-    found: Mapping[DHTID, Mapping[Any, Any]] = field(default_factory=dict)
 
 
 class Membership:
@@ -86,8 +76,7 @@ class Membership:
         self._skews: dict[str, float] = {}  # bootstrap address -> how far our clock is ahead, 0 if it is not
         self._greeted: set[str] = set()  # peer ids in the routing table whose addresses are remembered
         self._watched: dict[bytes, None] = {}  # keys whose records are compared, oldest first
-        self._missing: dict[tuple[str, str], frozenset[Any]] = {}  # (part, part) -> what differed last time
-        self._looked = False
+        self._comparison = Comparison()
         self._behind: set[asyncio.Task[Any]] = set()
 
     # --- joining ---------------------------------------------------------------------------------
@@ -320,53 +309,40 @@ class Membership:
 
     async def _mend(self) -> None:
         """Look at the network through each bootstrap node; where two show different ones, introduce them."""
+        parts = await self._look_around()
+        verdict = self._comparison.judge(parts)
+        if verdict.proven and not self.split:
+            self._say("split", "", _split_text(*verdict.proven[0]))
+        elif verdict.whole:
+            self._unsay("split", "", "the parts of the network know each other again")
+        elif self._comparison.unseen:
+            text = "whether the network is still in parts cannot be seen: too few bootstrap nodes answer"
+            self._unsay("split", "", text)
+        if verdict.suspects:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._introduce(parts), _HEAL_DEADLINE_S)
+
+    async def _look_around(self) -> list[Part]:
+        """The network through each of some bootstrap nodes; nothing when they take too long."""
         table = self._node.protocol.routing_table
         peers = {address: PeerID.from_base58(peer_id(address)) for address in self.bootstrap}
         known = table.peer_id_to_uid
         sound = {address: (peer, known[peer]) for address, peer in peers.items() if peer in known}
         if len(sound) < 2:
-            return
+            return []
         vantages = self._rng.sample(sorted(sound), min(MAX_VANTAGES, len(sound)))
         targets = [self._node.node_id, *map(DHTID.generate, self._watched)]
-        with contextlib.suppress(TimeoutError):
-            looks = [self._look(address, *sound[address], targets) for address in vantages]
-            parts = await asyncio.wait_for(asyncio.gather(*looks), _HEAL_DEADLINE_S)
-            suspects, proven = self._apart(parts)
-            if proven and not self.split:
-                self._say("split", "", _split_text(*proven[0]))
-            elif not suspects:
-                self._unsay("split", "", "the parts of the network know each other again")
-            if suspects:
-                await asyncio.wait_for(self._introduce(parts), _HEAL_DEADLINE_S)
+        looks = [self._look(address, *sound[address], targets) for address in vantages]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*looks), _HEAL_DEADLINE_S)
+        except TimeoutError:
+            return []
 
-    async def _look(self, address: str, peer: PeerID, uid: DHTID, targets: Sequence[DHTID]) -> _Part:
+    async def _look(self, address: str, peer: PeerID, uid: DHTID, targets: Sequence[DHTID]) -> Part:
         nearest, found = await self._node.look_through(peer, uid, targets)
-        records = {(key, subkey) for key in targets[1:] for subkey in found[key]}
-        nodes = frozenset({uid, *nearest[targets[0]]})
-        return _Part(address, nodes, frozenset(records), nearest, found)
+        return Part(address, frozenset({uid, *nearest[targets[0]]}), nearest, found)
 
-    def _apart(self, parts: Sequence[_Part]) -> tuple[list[tuple[_Part, _Part]], list[tuple[_Part, _Part]]]:
-        """Pairs of parts that seem not to know each other, and those of them where it is certain: they have
-        no node in common (a lone bootstrap node may just have started: it is certain at our own start or the
-        second time), or the same records are missing in one for the second time."""
-        suspects, proven = [], []
-        before, self._missing, first = self._missing, {}, not self._looked
-        self._looked = True
-        for number, one in enumerate(parts):
-            for other in parts[number + 1 :]:
-                pair = (one.address, other.address)
-                separate = not one.nodes & other.nodes
-                missing = one.records ^ other.records
-                if separate or missing:
-                    suspects.append((one, other))
-                    self._missing[pair] = missing
-                lone = min(len(one.nodes), len(other.nodes)) == 1
-                certain = first or not lone or pair in before
-                if (separate and certain) or missing & before.get(pair, frozenset()):
-                    proven.append((one, other))
-        return suspects, proven
-
-    async def _introduce(self, parts: Sequence[_Part]) -> None:
+    async def _introduce(self, parts: Sequence[Part]) -> None:
         """Get to know the nodes of every part (and they us, over whom they find each other), and store what
         each part lacks where it looks for it: records carry their owners' signatures, so anyone may."""
         everyone = {uid: peer for part in parts for uid, peer in part.nearest[self._node.node_id].items()}
@@ -381,10 +357,11 @@ class Membership:
         await asyncio.gather(*(self._complete(part, key, latest[key]) for part in parts for key in latest))
         await self._search()
 
-    async def _complete(self, part: _Part, key: DHTID, records: Mapping[Any, Any]) -> None:
+    async def _complete(self, part: Part, key: DHTID, records: Mapping[Any, Any]) -> None:
         lacking = [(subkey, item) for subkey, item in records.items() if subkey not in part.found[key]]
         if not lacking:
             return
+        lacking = self._rng.sample(lacking, min(MAX_COMPLETED, len(lacking)))
         keepers = list(part.nearest[key].values())[: self._node.num_replicas]
         subkeys = [subkey for subkey, _ in lacking]
         values = [item.value for _, item in lacking]
@@ -412,9 +389,9 @@ class Membership:
         task.add_done_callback(self._behind.discard)
 
 
-def _split_text(one: _Part, other: _Part) -> str:
+def _split_text(one: Part, other: Part) -> str:
     counts = [f"{part.address} leads to {len(part.nodes)} nodes" for part in (one, other)]
-    differing = len(one.records ^ other.records)
+    differing = len(one.lacks(other))
     records = f" ({differing} claims and other records are seen in one part only)" if differing else ""
     return (
         f"the network has come apart: {' and '.join(counts)} that do not know each other{records}. This node "

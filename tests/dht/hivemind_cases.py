@@ -1,6 +1,7 @@
 """Tests that import hivemind. `test_hivemind_cases.py` runs them in a process of their own, because hivemind
 and py-libp2p register the same protobuf symbol and cannot share one."""
 
+import asyncio
 import math
 import random
 import sys
@@ -15,7 +16,8 @@ import pytest
 from paris_p2p import clock
 from paris_p2p.dht import hardened, record_storage
 from paris_p2p.dht.hardened import SMALL, RecordNode, RecordProtocol, Votes, believe, prune
-from paris_p2p.dht.membership import Membership, _Part
+from paris_p2p.dht.membership import Membership
+from paris_p2p.dht.parts import UNSEEN_ROUNDS
 from paris_p2p.dht.record_storage import (
     MAX_OWNERS,
     RecordStorage,
@@ -282,36 +284,56 @@ async def test_a_search_asks_peers_through_that_filter() -> None:
 A, B = (f"/ip4/203.0.113.{n}/tcp/31337/p2p/{peer_id_text(Identity(bytes([n]) * 32).node_id)}" for n in (1, 2))
 
 
-def membership(said: list[dict[str, Any]]) -> Membership:
+def membership(said: list[dict[str, Any]], node: Any = None) -> Membership:
     own = PeerID.from_base58(peer_id_text(Identity(b"m" * 32).node_id))
     p2p: Any = SimpleNamespace(peer_id=own)
-    node: Any = SimpleNamespace()
-    return Membership(p2p, node, bootstrap=[A, B], known=[], send=said.append, rng=random.Random(0))
+    dht: Any = node or SimpleNamespace()
+    return Membership(p2p, dht, bootstrap=[A, B], known=[], send=said.append, rng=random.Random(0))
 
 
-def part(address: str, nodes: set[int], records: set[tuple[int, bytes]] = frozenset()) -> _Part:  # type: ignore[assignment]
-    return _Part(address, frozenset(nodes), frozenset(records))
+class Seen:
+    """The network as each bootstrap node leads to it."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[PeerID, set[int]] = {PeerID.from_base58(a.rsplit("/", 1)[1]): set() for a in (A, B)}
+        self.node_id = DHTID.generate(b"me")
+        self.introduced = 0
+        table = SimpleNamespace(peer_id_to_uid={peer: n for n, peer in enumerate(self.nodes)})
+        self.protocol = SimpleNamespace(routing_table=table, call_ping=self.pinged)
+
+    async def look_through(self, peer: PeerID, uid: int, targets: list[DHTID]) -> tuple[Any, Any]:
+        nearest = {target: dict.fromkeys(self.nodes[peer], peer) for target in targets}
+        return nearest, {target: {} for target in targets}
+
+    async def pinged(self, peer: PeerID) -> None:
+        self.introduced += 1
+
+    async def find_nearest_nodes(self, targets: list[DHTID]) -> None:
+        """Our own neighbours."""
 
 
-def test_parts_without_a_common_node_are_a_split() -> None:
-    _, proven = membership([])._apart([part(A, {1, 2}), part(B, {3, 4})])
-    assert len(proven) == 1
-    assert membership([])._apart([part(A, {1, 2}), part(B, {2, 3})]) == ([], [])
+def test_a_split_is_said_once_mended_and_taken_back_even_when_it_cannot_be_seen_again() -> None:
+    said: list[dict[str, Any]] = []
+    seen = Seen()
+    watching = membership(said, seen)
+    both = dict(seen.protocol.routing_table.peer_id_to_uid)
+    for peer, others in zip(seen.nodes, ({7}, {8}), strict=True):
+        seen.nodes[peer] = others
+    asyncio.run(watching._mend())
+    asyncio.run(watching._mend())
+    assert [notice["active"] for notice in said] == [True] and seen.introduced == 4
+    seen.nodes = {peer: {7, 8} for peer in seen.nodes}
+    asyncio.run(watching._mend())
+    assert [notice["active"] for notice in said] == [True, False]
 
-
-def test_a_lone_bootstrap_node_is_a_split_only_when_it_stays_alone() -> None:
-    watching = membership([])
-    watching._apart([part(A, {1, 2}), part(B, {1, 2})])
-    assert [len(found) for found in watching._apart([part(A, {1}), part(B, {2, 3})])] == [1, 0]
-    assert [len(found) for found in watching._apart([part(A, {1}), part(B, {2, 3})])] == [1, 1]
-
-
-def test_a_record_missing_in_one_part_twice_running_is_a_split() -> None:
-    watching = membership([])
-    whole, lacking = part(A, {1, 2}, {(7, b"o"), (7, b"p")}), part(B, {1, 2}, {(7, b"o")})
-    assert [len(found) for found in watching._apart([whole, lacking])] == [1, 0]
-    assert [len(found) for found in watching._apart([whole, lacking])] == [1, 1]
-    assert watching._apart([whole, part(B, {1, 2}, {(7, b"o"), (7, b"p")})]) == ([], [])
+    seen.nodes = dict(zip(seen.nodes, ({7}, {8}), strict=True))
+    asyncio.run(watching._mend())
+    seen.protocol.routing_table.peer_id_to_uid = dict(list(both.items())[:1])  # one is gone for good
+    for _ in range(UNSEEN_ROUNDS):
+        assert said[-1]["active"]
+        asyncio.run(watching._mend())
+    assert [notice["active"] for notice in said] == [True, False] * 2
+    assert "too few bootstrap nodes answer" in said[-1]["text"]
 
 
 def test_the_clock_that_most_bootstrap_nodes_disagree_with_is_wrong() -> None:
