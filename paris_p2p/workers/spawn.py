@@ -30,6 +30,7 @@ _RECEIVE_BYTES = 65_536
 _EXIT_DEADLINE_S = 5.0  # from the end of its stream to the end of its process
 _TERM_GRACE_S = 1.0
 _LEAVE_GRACE_S = 2.0
+_LAST_WORDS_S = 0.5
 _POLL_S = 0.05
 
 
@@ -105,9 +106,13 @@ class Worker:
             await self._exited.wait()
         self._signal(signal.SIGKILL)
         await self._exited.wait()
-        with trio.move_on_after(0.5):  # what it wrote last is the cause; a grandchild may hold the pipe open
-            await self._output_ended.wait()
+        await self._last_words()
         return WorkerDied(self.module, self.pid, self._process.returncode, self.tail)
+
+    async def _last_words(self) -> None:
+        """What it wrote last is the cause of its end; but a grandchild may hold its output open."""
+        with trio.move_on_after(_LAST_WORDS_S):
+            await self._output_ended.wait()
 
     @property
     def tail(self) -> str:
@@ -164,6 +169,8 @@ class Worker:
             with trio.move_on_after(_LEAVE_GRACE_S):
                 await self._exited.wait()
             await self._end()
+            await self._last_words()
+            self._watching.cancel()
 
     async def _watch(self, output: trio.lowlevel.FdStream, sink: BinaryIO | None) -> None:
         """Until `_leave` is done. Shielded: ending the child in a cancelled block still needs its status."""

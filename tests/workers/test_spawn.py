@@ -17,7 +17,7 @@ from paris_p2p.workers.child import PARENT_GONE_STATUS, ParentLink
 from paris_p2p.workers.spawn import TAIL_BYTES, WorkerDied, open_worker
 
 CHILD = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 from paris_p2p.workers.child import ParentLink
 
 with ParentLink.from_environment() as link:
@@ -36,6 +36,9 @@ with ParentLink.from_environment() as link:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 link.send({"type": "hanging"})
                 time.sleep(600)
+            case "beget":
+                child = subprocess.Popen(["sleep", "600"])  # holds our output open
+                link.send({"type": "begotten", "pid": child.pid})
             case "stop":
                 link.send({"type": "checkpoint"})
                 break
@@ -125,6 +128,15 @@ async def test_leaving_the_block_ends_the_child(env: dict[str, str]) -> None:
         await worker.receive()
     assert worker.status == PARENT_GONE_STATUS
     assert not psutil.pid_exists(worker.pid)
+
+
+async def test_a_grandchild_that_holds_the_output_open_keeps_nobody_waiting(env: dict[str, str]) -> None:
+    with trio.fail_after(30):
+        async with open_worker("echo_child", env=env) as worker:
+            await worker.send({"type": "beget"})
+            grandchild = psutil.Process((await worker.receive())["pid"])
+    assert worker.status is not None and grandchild.is_running()
+    grandchild.kill()
 
 
 async def test_a_cancelled_block_ends_the_child(env: dict[str, str]) -> None:
