@@ -1,21 +1,27 @@
 """Which roles of a run this machine has the memory to train, so that it claims no other.
 
-Owns: asking a child that knows torch and the device, and what follows. Does not own: the estimate
+Owns: asking a child that knows torch and the device, and what follows: roles that are never claimed, and
+those left alone while their newest checkpoint is of too big a kind. Does not own: the estimate
 (`diffusion.fit_worker`), the disk (`room`). A role that is claimed and then fails for want of memory is lost
 to the others for as long as it takes to notice; a small run is not worth the seconds of asking.
 """
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from paris_node.text import printable
+from paris_p2p.core.assignment import SeenClaim
+from paris_p2p.core.lease import LeaseMachine
+from paris_p2p.core.lease_actions import Now
 from paris_p2p.errors import ConfigError, WorkerError
 from paris_p2p.ids import ROUTER, Role
+from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, Manifest
 from paris_p2p.workers.spawn import open_worker
 
@@ -41,9 +47,25 @@ class Fit:
 
     def least(self, manifest: Manifest, role: Role) -> int:
         """What the smallest variant that `role` may be takes."""
-        if role == ROUTER:
-            return self.router
-        return min(self.experts[number] for number in manifest.variants(role))
+        return min(self.takes(role, number) for number in manifest.variants(role))
+
+    def takes(self, role: Role, variant: int) -> int:
+        """What `role` takes as that variant of the recipe."""
+        return self.router if role == ROUTER else self.experts[variant]
+
+    def too_big(self, statement: CheckpointStatement) -> bool:
+        """Whether there is something to train from this checkpoint on, and not the memory to do it."""
+        return not statement.finished and self.takes(statement.role, statement.variant) > self.room
+
+    def shortage(self, manifest: Manifest, statement: CheckpointStatement) -> str:
+        """Why a checkpoint that is `too_big` cannot be gone on from here, for people."""
+        experts, role = manifest.recipe.experts, statement.role
+        kind = "" if role == ROUTER else f"is of kind {printable(experts[statement.variant].name)} and "
+        return (
+            f"its newest checkpoint (step {statement.step}) {kind}takes at least "
+            f"{self.takes(role, statement.variant) / 1e9:.1f} GB of memory to train, "
+            f"{self.device} has {self.room / 1e9:.1f} GB for it"
+        )
 
 
 def is_big(manifest: Manifest) -> bool:
@@ -85,3 +107,46 @@ def fitting_roles(manifest: Manifest, fit: Fit, wanted: Role | None) -> tuple[Ro
             f"{fit.device} has {fit.room / 1e9:.1f} GB for it: end other programs, or choose another --device"
         )
     return roles
+
+
+class TooBig:
+    """The roles of a run whose newest checkpoint, as last read, is too big for this machine. One that is not
+    shown any more counts for `keep_s`: a reading may lack it."""
+
+    def __init__(self, fit: Fit | None, keep_s: float) -> None:
+        self._fit = fit
+        self._keep_s = keep_s
+        self._shown: dict[Role, tuple[CheckpointStatement, float]] = {}
+        self._told: set[tuple[Role, int]] = set()
+
+    @property
+    def roles(self) -> Collection[Role]:
+        """Those that are left alone."""
+        return self._shown.keys()
+
+    def see(
+        self, read: Collection[Role], newest: Mapping[Role, CheckpointStatement], now: float
+    ) -> list[CheckpointStatement]:
+        """A reading of the roles `read` at `now` (monotonic seconds). Those of the `newest` checkpoints that
+        are too big and of a kind not met before in the role."""
+        if self._fit is None:
+            return []
+        for role in read:
+            statement = newest.get(role)
+            if statement is not None and self._fit.too_big(statement):
+                self._shown[role] = (statement, now)
+            elif statement is not None or (role in self._shown and now - self._shown[role][1] > self._keep_s):
+                self._shown.pop(role, None)
+        new = [one for one, _ in self._shown.values() if (one.role, one.variant) not in self._told]
+        self._told.update((one.role, one.variant) for one in new)
+        return new
+
+
+class ChoosyMachine(LeaseMachine):
+    """The lease machine of a node that leaves some roles to others for now: `left_alone` may change between
+    steps. They are not bid for, nor asked about a second time; what is held or claimed already goes on."""
+
+    left_alone: Collection[Role] = ()
+
+    def _free(self, mine: dict[Role, SeenClaim], now: Now) -> list[Role]:
+        return [role for role in super()._free(mine, now) if role not in self.left_alone]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from paris_node.fitting import Fit
 from paris_node.judging import Candidate, going_on_order
 from paris_node.run_node import RunNode
 from paris_p2p import clock
@@ -80,14 +81,25 @@ class _NotFinite(ParisError):
 
 
 class TrainingJob:
-    """Trains (`role`, `term`) until the recipe's last step, or until `stop` is called."""
+    """Trains (`role`, `term`) until the recipe's last step, or until `stop` is called. `fit`: what `device`
+    has the memory for, if that matters in this run."""
 
-    def __init__(self, node: RunNode, role: Role, term: Term, *, device: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        node: RunNode,
+        role: Role,
+        term: Term,
+        *,
+        device: str,
+        threads: int | None,
+        fit: Fit | None = None,
+    ) -> None:
         self._node = node
         self._role = role
         self._term = term
         self._device = device
         self._threads = threads
+        self._fit = fit
         self._stopping = trio.Event()
         self._parent = b""
         self._variant: int | None = 0  # None: the trainer takes the first that fits its memory
@@ -198,9 +210,10 @@ class TrainingJob:
             if candidate.data in self._refused or candidate.standing is Standing.REFUTED:
                 continue
             try:
-                if candidate.statement.finished:
-                    await self._check_finished(candidate, attempt)
-                    return Outcome("stopped" if self._stopping.is_set() else "finished"), False
+                end = self._end_at(candidate.statement)
+                if end is not None:
+                    await self._look_at(candidate, attempt)
+                    return Outcome("stopped") if self._stopping.is_set() else end, False
                 with self._node.in_use.using(candidate.statement.resume.info_hash):
                     folder = await self._fetch_resume(candidate, attempt)
                     if folder is None:
@@ -257,13 +270,19 @@ class TrainingJob:
         ]
         return [*announced, *own]
 
-    async def _check_finished(self, candidate: Candidate, attempt: int) -> None:
-        """Strangers' word, however many keys it has, is not enough to leave a role untrained: look at the
-        weights.
+    def _end_at(self, statement: CheckpointStatement) -> Outcome | None:
+        """How a job ends whose role this checkpoint is to be kept of: it is the last one, or of a kind that
+        this machine cannot train; to begin afresh under a newer term would throw the work away."""
+        if statement.finished:
+            return Outcome("finished")
+        if self._fit is not None and self._fit.too_big(statement):
+            return Outcome("failed", self._fit.shortage(self._node.signed.manifest, statement))
+        return None
 
-        Raises `TransportError` or `RemoteProtocolError` when the role is not known to be finished.
-        """
-        if candidate.assured:
+    async def _look_at(self, candidate: Candidate, attempt: int) -> None:
+        """Strangers' word, however many keys it has, is not enough to leave a role untrained: look at the
+        weights. Raises `TransportError` or `RemoteProtocolError` when they are not known to be good."""
+        if candidate.assured or (candidate.credible and not candidate.statement.finished):
             return
         deadline_s = self._unbacked_deadline_s(candidate.statement.weights, attempt)
         look = partial(self._node.fetch_weights, candidate, measure=True, stall_s=UNBACKED_STALL_S)
@@ -376,6 +395,7 @@ class TrainingJob:
         progress.activity, progress.step = "training", int(message["step"])
         progress.total_steps = int(message["total_steps"])
         self._variant = int(message.get("variant", self._variant or 0))
+        self._fit = None  # what is ready does fit: memory may have been freed since this was found out
         if self._rolled_back:
             reason, self._rolled_back = self._rolled_back, ""
             text = f"{self._role}: {reason}; going on from step {message['step']}"

@@ -12,16 +12,18 @@ from dataclasses import replace
 
 import trio
 
+from paris_node.fitting import ChoosyMachine, Fit, TooBig
 from paris_node.progress import NO_ROLE
 from paris_node.room import check_room
 from paris_node.run_node import RunNode
 from paris_node.snapshot import Observation
+from paris_node.standing_by import FETCH_MODEL, StandingBy
 from paris_node.training_job import Outcome, TrainingJob
 from paris_p2p import clock
-from paris_p2p.core.lease import LeaseMachine
 from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.errors import ConfigError, StoreError, TransportError
 from paris_p2p.ids import Role, Term
+from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.records import role_scope, sign_record
 from paris_p2p.wire.terms import term_number
 from paris_p2p.workers.nursery import open_inner_nursery
@@ -56,18 +58,25 @@ class Volunteer:
         threads: int | None,
         rng: random.Random,
         roles: Sequence[Role] | None = None,
+        fit: Fit | None = None,
+        fetch_model: str = FETCH_MODEL,
     ) -> None:
-        """`roles`: those this node may claim (None: all of the run); `wanted`: the only one it claims."""
+        """`roles`: those this node may claim (None: all of the run); `wanted`: the only one it claims; `fit`:
+        what it has the memory for, if that matters; `fetch_model`: the command that gets the model."""
         self._node = node
         manifest = node.signed.manifest
         me = node.network.identity.node_id
         claimable = manifest.roles if roles is None else roles
         heard = manifest.max_roles_per_node
-        self._machine = LeaseMachine(
+        self._machine = ChoosyMachine(
             me, claimable, manifest.lease, wanted=wanted, max_roles_per_node=heard, rng=rng
         )
         self._some = wanted is not None or len(claimable) < len(manifest.roles)
         self._wanted = wanted
+        self._claimable = tuple(claimable) if wanted is None else (wanted,)
+        self._fit = fit
+        self._too_big = TooBig(fit, manifest.lease.ttl_s)
+        self._standing_by = StandingBy(node.output, manifest.roles, me, fetch_model=fetch_model)
         self._device = device
         self._threads = threads
         self._job: TrainingJob | None = None
@@ -94,6 +103,7 @@ class Volunteer:
 
     async def run(self, *, until_complete: bool) -> None:
         """Claim and train until `leave` is called or, with `until_complete`, every role is finished."""
+        self._standing_by.leaves = until_complete
         async with open_inner_nursery() as nursery:
             nursery.start_soon(self._watch_lease)
             while not self._done(until_complete):
@@ -139,12 +149,49 @@ class Volunteer:
             self._machine.read_failed(now())
             return
         self._complete = self._is_complete(observation)
+        self._leave_the_big_alone(observation)
         if self._leaving and self._job is None:
             return
         if self._short_of_disk():
             self._rest_until = clock.monotonic() + DISK_PERIOD_S
             return
         await self._perform(self._machine.step(observation.view, now()), nursery)
+        if self._job is None and self._machine.role is None:
+            left = self._too_big.roles
+            claimable = [role for role in self._claimable if role not in left]
+            self._standing_by.see(observation, claimable, sure=self._complete)
+
+    def _leave_the_big_alone(self, observation: Observation) -> None:
+        """A role whose newest checkpoint takes more memory than there is would be claimed in vain."""
+        fit, view, wanted = self._fit, observation.view, self._wanted
+        if fit is None:
+            return
+        read = [role for role in self._claimable if role in view.claims]
+        new = self._too_big.see(read, view.statements, clock.monotonic())
+        self._machine.left_alone = self._too_big.roles
+        newest = None if wanted is None else observation.newest.get(wanted)
+        idle = self._machine.role is None and not self._leaving
+        if idle and newest is not None and newest.credible and wanted in self._too_big.roles:
+            reason = fit.shortage(self._node.signed.manifest, newest.statement)
+            remedy = "end other programs, choose another --device, or join without --role"
+            self._fatal = ConfigError(f"--role {wanted}: {reason}: {remedy}")
+            self.leave()
+            return
+        for statement in new:
+            self._say_too_big(fit, statement)
+
+    def _say_too_big(self, fit: Fit, statement: CheckpointStatement) -> None:
+        role, reason = statement.role, fit.shortage(self._node.signed.manifest, statement)
+        self._node.output.event(
+            "unfit",
+            f"{role} is not claimed: {reason}",
+            roles=[role],
+            room=fit.room,
+            device=fit.device,
+            step=statement.step,
+            variant=statement.variant,
+            needs=fit.takes(role, statement.variant),
+        )
 
     def _is_complete(self, observation: Observation) -> bool:
         """Whether all is finished, so that a volunteer may leave for good. Where anybody can take part the
@@ -222,11 +269,12 @@ class Volunteer:
             self._node.make_public(start.role)
             self._job.stop()
         term = term_number(start.term)
+        self._standing_by.has_claimed()
         self._node.output.event("claimed", f"{start.role} is ours (term {term})", role=start.role, term=term)
         progress = self._node.progress
         progress.role, progress.term, progress.step, progress.loss = start.role, start.term, 0, 0.0
         self._job = TrainingJob(
-            self._node, start.role, start.term, device=self._device, threads=self._threads
+            self._node, start.role, start.term, device=self._device, threads=self._threads, fit=self._fit
         )
         self._job_scope = trio.CancelScope()
         nursery.start_soon(self._work, self._job, self._job_scope, start)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 
+from paris_node.fitting import Fit
 from paris_node.training_job import (
     MAX_KILLED,
     READY_DEADLINE_S,
@@ -23,6 +24,7 @@ from paris_p2p.ids import Role, Term
 from paris_p2p.net.swarm import Rates
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.records import role_scope
 from paris_p2p.workers.spawn import WorkerDied
 
 ROLE = Role("expert-0")
@@ -60,10 +62,10 @@ async def hangs(trainer: Any) -> None:
 
 
 def job_of(
-    world: Any, *, role: str = ROLE, term: int = 3 << 32, seeds: bool = True
+    world: Any, *, role: str = ROLE, term: int = 3 << 32, seeds: bool = True, fit: Fit | None = None
 ) -> tuple[TrainingJob, Any, Any]:
     node, events = world.run_node(world.network("alice", seeds=seeds))
-    return TrainingJob(node, Role(role), Term(term), device="cpu", threads=1), node, events
+    return TrainingJob(node, Role(role), Term(term), device="cpu", threads=1, fit=fit), node, events
 
 
 def announced(world: Any, step: int, **options: Any) -> CheckpointStatement:
@@ -428,6 +430,41 @@ async def test_a_role_that_must_be_one_variant_is_trained_as_that(world: Any, au
     assert await job.run() == Outcome("finished")
     assert world.trainers[0].start["variant"] == 1
     assert {statement.variant for _, statement in node.ledger.held()} == {1}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+async def test_a_checkpoint_too_big_for_this_machine_is_not_trained_over(
+    world: Any, autojump_clock: Any, checked: bool
+) -> None:
+    """Also when nobody has checked it: then its weights are looked at first."""
+    statement = announced(world, 50)
+    if checked:
+        data = next(iter(world.live("announce", role_scope(world.signed.run_id, ROLE)))).payload.statement
+        world.attests(ORGANISER, ROLE, data)
+    job, node, _ = job_of(world, fit=Fit("cuda", 10, router=1, experts=(20,)))
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "its newest checkpoint (step 50)" in outcome.reason
+    assert world.trainers == []
+    assert (statement.weights in node.network.swarm.asked) != checked
+
+
+async def test_what_the_trainer_could_train_is_gone_on_from_whatever_fitted_before(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Other programs have ended since the machine was asked, so that the trainer took the bigger kind."""
+    world.scripts = [is_killed, trains_well]
+    job, _, events = job_of(world, fit=Fit("cuda", 10, router=1, experts=(20,)))
+    assert await job.run() == Outcome("finished")
+    assert named(events(), "resumed")
+
+
+async def test_strangers_who_name_a_big_checkpoint_that_is_not_to_be_had_keep_nobody_from_training(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world, fit=Fit("cuda", 10, router=1, experts=(20,)))
+    assert await job.run() == Outcome("finished")
 
 
 async def test_a_trainer_that_dies_as_it_is_told_to_stop_has_failed(

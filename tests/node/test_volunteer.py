@@ -1,19 +1,23 @@
 """Tests of `paris_node.volunteer`."""
 
+import dataclasses
 import random
 from collections import namedtuple
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
+from paris_node.fitting import Fit
 from paris_node.volunteer import OWN_LOOK_S, Volunteer
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.records import ClaimRecord, role_scope
+from paris_p2p.wire.records import ClaimRecord, record_key, role_scope
 from paris_p2p.wire.terms import make_term
+from tests.samples import ORGANISER
 
 EXPERT, ROUTER = Role("expert-0"), Role("router")
 STRANGER = Identity(b"s" * 32)
@@ -50,6 +54,7 @@ class Member:
         *,
         wanted: Role | None = None,
         roles: tuple[Role, ...] | None = None,
+        fit: Fit | None = None,
     ) -> None:
         self.world = world
         self.node, self.events = world.run_node(world.network(name, seeds=True))
@@ -60,6 +65,7 @@ class Member:
             threads=1,
             rng=random.Random(len(name) + ord(name[0])),
             roles=roles,
+            fit=fit,
         )
         self.ended_at: float | None = None
 
@@ -137,6 +143,46 @@ async def test_a_node_that_never_gets_a_role_ends_when_the_others_have_finished(
         await bob.hears("claimed")
         nursery.start_soon(carol.live)
     assert carol.said("claimed") == [] and carol.ended_at is not None
+    assert [event["why"] for event in carol.said("standing_by")] == ["held", "finished"]
+    assert alice.said("standing_by")[-1]["finished"] == [EXPERT, ROUTER]
+
+
+async def test_joining_a_finished_run_is_told_once_and_again_after_a_lost_role_was_trained_here(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    for role in (EXPERT, ROUTER):
+        data, _ = world.checkpoint(STRANGER, role, 100)
+        world.announces(STRANGER, data, role)
+        world.attests(ORGANISER, role, data)
+    alice = Member(world, "alice")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(alice.live, until_complete=False))
+        told = await alice.hears("standing_by", 10)
+        assert (told["why"], told["finished"], told["left"]) == ("finished", [EXPERT, ROUTER], [])
+        await trio.sleep(60)
+        lost = record_key("announce", role_scope(world.signed.run_id, EXPERT))
+        world.records = {key: record for key, record in world.records.items() if key[0] != lost}
+        await alice.hears("finished")
+        await trio.sleep(15)
+        nursery.cancel_scope.cancel()
+    kinds = [event["event"] for event in alice.events() if event["event"] in ("standing_by", "claimed")]
+    assert kinds == ["standing_by", "claimed", "standing_by"]
+
+
+async def test_who_finds_every_role_held_says_so_once_and_claims_one_when_its_lease_runs_out(
+    world: Any, autojump_clock: Any
+) -> None:
+    world.scripts = [trains]
+    world.holds(STRANGER, EXPERT)
+    world.holds(ORGANISER, ROUTER)
+    alice = Member(world, "alice")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("claimed")
+        (told,) = alice.said("standing_by")
+        assert (told["why"], told["held"]) == ("held", [EXPERT, ROUTER])
+        nursery.cancel_scope.cancel()
 
 
 async def test_leaving_checkpoints_releases_and_lets_another_go_on(world: Any, autojump_clock: Any) -> None:
@@ -406,3 +452,71 @@ async def test_a_role_held_by_another_is_left_to_it(world: Any, autojump_clock: 
         assert alice.said("claimed") == []
         assert (await alice.hears("claimed", 30))["term"] == 2  # when it has run out
         nursery.cancel_scope.cancel()
+
+
+SMALL = Fit("cpu", 10, router=1, experts=(20, 5))
+"""A machine that can train the router and the second kind of expert."""
+
+
+def announce_kind(world: Any, variant: int, *, term: int = 1) -> None:
+    """Somebody who has gone left a checkpoint of that kind, which the organiser found good."""
+    data, _ = world.checkpoint(STRANGER, EXPERT, 50, term=term << 32, variant=variant)
+    world.announces(STRANGER, data, EXPERT)
+    world.attests(ORGANISER, EXPERT, data)
+
+
+@pytest.fixture
+def two_kinds(world: Any) -> Any:
+    """A run whose expert may be of either of two kinds."""
+    recipe = world.signed.manifest.recipe
+    world.signed = world.make_run("kinds", recipe=dataclasses.replace(recipe, experts=recipe.experts * 2))
+    return world
+
+
+async def test_a_role_whose_checkpoint_is_too_big_is_left_alone_until_it_is_not_and_others_are_claimed(
+    two_kinds: Any, autojump_clock: Any
+) -> None:
+    two_kinds.scripts = [trains]
+    announce_kind(two_kinds, 0)
+    alice = Member(two_kinds, "alice", fit=SMALL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.live)
+        await alice.hears("finished")
+        await alice.hears("standing_by", 30)
+        await trio.sleep(100)
+        assert [event["role"] for event in alice.said("claimed")] == [ROUTER]
+        (unfit,) = alice.said("unfit")
+        assert (unfit["roles"], unfit["needs"], unfit["room"]) == ([EXPERT], 20, 10)
+        (told,) = alice.said("standing_by")
+        assert (told["why"], told["finished"], told["left"]) == ("ours_finished", [ROUTER], [EXPERT])
+        announce_kind(two_kinds, 1, term=2)
+        with trio.fail_after(60):
+            while len(alice.said("claimed")) == 1:
+                await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert alice.said("failed") == [] and alice.said("claimed")[-1]["role"] == EXPERT
+
+
+async def test_asked_for_a_role_whose_checkpoint_is_too_big_a_node_ends_and_says_what_to_do(
+    two_kinds: Any, autojump_clock: Any
+) -> None:
+    announce_kind(two_kinds, 0)
+    alice = Member(two_kinds, "alice", wanted=EXPERT, fit=SMALL)
+    said = (
+        r"--role expert-0: its newest checkpoint \(step 50\) is of kind .* at least .* or join without --role"
+    )
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match=said)):
+        await alice.live()
+    assert alice.said("claimed") == []
+
+
+async def test_what_only_its_holder_says_to_be_too_big_ends_no_node_that_was_asked_for_the_role(
+    two_kinds: Any, autojump_clock: Any
+) -> None:
+    term = two_kinds.holds(STRANGER, EXPERT)
+    data, _ = two_kinds.checkpoint(STRANGER, EXPERT, 50, term=term, variant=0)
+    two_kinds.announces(STRANGER, data, EXPERT)
+    alice = Member(two_kinds, "alice", wanted=EXPERT, fit=SMALL)
+    with trio.move_on_after(15):
+        await alice.live()
+    assert len(alice.said("unfit")) == 1 and alice.ended_at is None

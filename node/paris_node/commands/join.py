@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import trio
 
 from paris_node import fitting
 from paris_node.commands.status import run_selector
+from paris_node.fitting import Fit
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.room import check_room
 from paris_node.run_node import RunNode
 from paris_node.runs import find_run
 from paris_node.signals import until_interrupted
+from paris_node.standing_by import FETCH_MODEL, StandingBy, Why
 from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_node.volunteer import Volunteer
@@ -66,10 +69,10 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         wanted = _wanted_role(signed.manifest, request.role)
         access = load_pass(home, signed, request.pass_file)
         barred = check_own_access(signed, identity.node_id, access, clock.unix())
-        roles = signed.manifest.roles
+        fit, roles = None, signed.manifest.roles
         if barred is None:
             check_room(network, signed.manifest, wanted, request.network.max_disk)
-            roles = await _fitting_roles(home, signed, wanted, request.device, output)
+            fit, roles = await _fitting_roles(home, signed, wanted, request.device, output)
         home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
         output.event(
             "joined",
@@ -83,34 +86,48 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         node = RunNode(network, signed, output, mirror=False, access=access)
         network.store.limit(request.network.max_disk, node.pinned)
         node.progress.activity = "seeding"
+        fetch_model = _fetch_model_command(request.network.home)
         if barred is None:
             rng = random.Random(os.urandom(16))
             part: _Part = Volunteer(
-                node, wanted=wanted, device=request.device, threads=request.threads, rng=rng, roles=roles
+                node,
+                wanted=wanted,
+                device=request.device,
+                threads=request.threads,
+                rng=rng,
+                roles=roles,
+                fit=fit,
+                fetch_model=fetch_model,
             )
         else:
             me = peer_id_text(identity.node_id)
             text = f"{barred}. It copies and seeds; the organiser can give {me} a pass"
             output.event("replica", text, reason=barred)
-            part = _Replica(node)
+            part = _Replica(node, fetch_model)
         return await _take_part(node, part, request.until_complete, output)
 
 
 async def _fitting_roles(
     home: Home, signed: SignedManifest, wanted: Role | None, device: str, output: Output
-) -> tuple[Role, ...]:
-    """The roles this machine has the memory for. Raises `ConfigError` when there is none."""
+) -> tuple[Fit | None, tuple[Role, ...]]:
+    """What this machine has the memory for, if that matters in this run, and the roles that fit. Raises
+    `ConfigError` when none does."""
     manifest = signed.manifest
     path = home.run_folder(signed.run_id) / "manifest.paris"
     fit = await fitting.ask(path, device) if fitting.is_big(manifest) else None
     if fit is None:
-        return manifest.roles
+        return None, manifest.roles
     roles = fitting.fitting_roles(manifest, fit, wanted)
     left_out = [role for role in manifest.roles if role not in roles]
     if left_out and wanted is None:
         text = f"not claimed, for want of memory ({fit.room / 1e9:.1f} GB on {fit.device}): "
         output.event("unfit", text + ", ".join(left_out), roles=left_out, room=fit.room, device=fit.device)
-    return roles
+    return fit, roles
+
+
+def _fetch_model_command(home: Path | None) -> str:
+    """The command that gets the model of the run that was joined, from the home named by `--home`, if any."""
+    return FETCH_MODEL if home is None else f"{FETCH_MODEL} --home {shlex.quote(str(home))}"
 
 
 class _Part(Protocol):
@@ -126,22 +143,22 @@ class _Part(Protocol):
 class _Replica:
     """The part of a node that may not claim roles: be there until told to leave, or until all is done."""
 
-    def __init__(self, node: RunNode) -> None:
+    def __init__(self, node: RunNode, fetch_model: str) -> None:
         self._node = node
-        self._leaving = trio.Event()
+        self._staying = trio.CancelScope()
+        me, roles = node.network.identity.node_id, node.signed.manifest.roles
+        self._standing_by = StandingBy(node.output, roles, me, fetch_model=fetch_model, said=Why.HELD)
 
     def leave(self) -> None:
         """Return from `run`."""
-        self._leaving.set()
+        self._staying.cancel()
 
     async def run(self, *, until_complete: bool) -> None:
-        """Wait; the loops of the node do the work."""
-        signed = self._node.signed
-        while not self._leaving.is_set():
-            with trio.move_on_after(signed.manifest.lease.poll_s):
-                await self._leaving.wait()
-            if until_complete and await self._complete():
-                break
+        """Watch the run; the loops of the node do the work."""
+        self._standing_by.leaves = until_complete
+        with self._staying:
+            while not (await self._complete() and until_complete):
+                await trio.sleep(self._node.signed.manifest.lease.poll_s)
         self._node.progress.activity = "leaving"
         await self._node.hand_over()
 
@@ -150,7 +167,9 @@ class _Replica:
             observation = await self._node.observe()
         except TransportError:
             return False
-        return observation.finished(self._node.signed.manifest.roles)
+        complete = observation.finished(self._node.signed.manifest.roles)
+        self._standing_by.see(observation, (), sure=complete)
+        return complete
 
 
 async def _take_part(node: RunNode, part: _Part, until_complete: bool, output: Output) -> int:

@@ -1,5 +1,6 @@
 """Tests of `paris_node.commands.join`."""
 
+import dataclasses
 import io
 import json
 import signal
@@ -17,6 +18,7 @@ from paris_node.commands.join import JoinRequest
 from paris_node.network import NetworkRequest
 from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.programs import Output
+from tests.samples import ORGANISER
 
 
 class Joining:
@@ -125,6 +127,55 @@ async def test_what_memory_cannot_hold_is_said_and_left_to_others(
     assert (said["unfit"]["roles"], said["claimed"]["role"]) == (["expert-0"], "router")
     with pytest.raises(ConfigError, match="training expert-0 takes at least"):
         await joining(role="expert-0")
+
+
+async def test_a_named_role_whose_checkpoint_is_too_big_ends_the_command_with_what_to_do(
+    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    async def fits(_manifest: Path, device: str) -> fitting.Fit:
+        await trio.lowlevel.checkpoint()
+        return fitting.Fit(device, 10, router=5, experts=(20, 5))
+
+    monkeypatch.setattr(fitting, "ASKED_FROM_BYTES", 0)
+    monkeypatch.setattr(fitting, "ask", fits)
+    recipe = world.signed.manifest.recipe
+    world.signed = world.make_run("kinds", recipe=dataclasses.replace(recipe, experts=recipe.experts * 2))
+    data, _ = world.checkpoint(ORGANISER, "expert-0", 40)
+    world.announces(ORGANISER, data, "expert-0")
+    world.attests(ORGANISER, "expert-0", data)
+    joining = Joining(world, monkeypatch)
+    said = (
+        r"--role expert-0: its newest checkpoint \(step 40\) .*: end other programs, choose another --device"
+    )
+    with pytest.raises(ConfigError, match=said):
+        await joining(role="expert-0")
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+async def test_joining_a_finished_run_says_so_and_how_to_get_the_model(
+    world: Any, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any, restricted: bool
+) -> None:
+    """Also to who may not claim, besides why."""
+    world.signed = world.make_run("closed", restricted=restricted)
+    for role in world.signed.manifest.roles:
+        data, _ = world.checkpoint(ORGANISER, role, 100)
+        world.announces(ORGANISER, data, role)
+        world.attests(ORGANISER, role, data)
+    joining = Joining(world, monkeypatch)
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await joining.hears("standing_by")
+            await trio.sleep(30)
+            signal.raise_signal(signal.SIGINT)
+
+        nursery.start_soon(interrupt)
+        assert await joining() == 130
+    kinds = [event["event"] for event in joining.events()]
+    assert kinds == ["joined", *(["replica"] if restricted else []), "standing_by", "leaving", "left"]
+    told = next(event for event in joining.events() if event["event"] == "standing_by")
+    assert told["why"] == "finished"
+    assert told["fetch_model"] == f"paris-node fetch-model --home {joining.network.home.path}"
 
 
 async def test_too_small_a_disk_is_said_before_anything_is_remembered(
