@@ -93,15 +93,6 @@ class Child:
         """The end of what it wrote to stderr."""
         return self.log.with_suffix(".err").read_text(errors="replace")[-characters:]
 
-    def rss_bytes(self) -> int:
-        """Resident memory now; 0 once it has ended."""
-        try:
-            text = Path(f"/proc/{self.pid}/statm").read_text()
-        except OSError:
-            return 0
-        fields = text.split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
-
     def cpu_now_s(self) -> float:
         """CPU seconds so far, of a process that is still running (`cpu_s` once it has ended)."""
         return cpu_of(self.pid) if self.rc is None else self.cpu_s

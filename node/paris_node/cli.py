@@ -4,6 +4,7 @@ Heavy imports stay inside the command bodies: `paris-node --help` imports neithe
 libp2p.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -55,9 +56,9 @@ app = typer.Typer(
 )
 
 
-def _go(body: object, as_json: bool, debug: bool) -> None:
+def _go(body: Callable[[], int | None], as_json: bool, debug: bool) -> None:
     set_up_logging(debug)
-    raise typer.Exit(run_program(body, debug=debug))  # type: ignore[arg-type]
+    raise typer.Exit(run_program(body, debug=debug))
 
 
 @app.command()
@@ -398,9 +399,13 @@ def evaluate(
     ],
     model: Annotated[list[Path], typer.Option("--model", help="Model folder. May be repeated.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("evaluation"),
-    samples: Annotated[int, typer.Option(help="Images a model.")] = 2000,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the recipe's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the recipe's.")] = None,
+    samples: Annotated[int, typer.Option(min=16, help="Images a model.")] = 2000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps. Default: the recipe's.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="Guidance scale. Default: the recipe's.")
+    ] = None,
     routing: Annotated[
         list[str] | None, typer.Option("--routing", help="top1, top2, topN, full. Default: the first three.")
     ] = None,

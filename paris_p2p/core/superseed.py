@@ -133,11 +133,6 @@ class SuperSeed(Generic[P]):
             state.waiting.clear()
             state.debt.clear()
 
-    def passed_on(self, peer: P) -> int:
-        """How many of the pieces shown to this peer alone were not seen elsewhere yet."""
-        state = self._peers.get(peer)
-        return 0 if state is None else len(state.debt)
-
     # -- requests --------------------------------------------------------------------------------
 
     def requested(self, peer: P, piece: PieceIndex, now: float) -> bool:

@@ -140,7 +140,7 @@ class Reachability:
         if tried:
             self._dialable = 2 * len(reached) >= len(tried)
             self._mapped = self._mapping(reached)
-            _log.info("reachability: %s", self.state)
+            _log.debug("reachability: %s", self.state)  # an event tells people
 
     def _mapping(self, reached: Sequence[Answer]) -> str | None:
         """Where most of those who reached us, by IPv4 or else by IPv6, saw us, when that is no address of
@@ -205,4 +205,4 @@ class Reachability:
 
     def _stands(self, relay: str) -> None:
         self._reserved[relay] = circuit_text(relay, self._peer_id)
-        _log.info("reachability: %s", self.state)
+        _log.debug("reachability: %s", self.state)  # an event tells people

@@ -41,7 +41,6 @@ HEADER = struct.Struct(">IB")
 BLOCK_HEADER = struct.Struct(">II")
 CONTROL, BLOCK = 0, 1
 """Types of frames."""
-BLOCK_OVERHEAD = HEADER.size + BLOCK_HEADER.size
 
 BYE_DONE = 0
 BYE_UNKNOWN_ITEM = 1

@@ -68,7 +68,7 @@ def run(request: EvaluateRequest, output: Output) -> None:
         defaults = signed.manifest.recipe.sampling
         asked = evaluation.Asked(
             request.samples,
-            request.steps or defaults.steps,
+            defaults.steps if request.steps is None else request.steps,
             defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
             request.seed,
         )
