@@ -42,6 +42,7 @@ MAX_TEXT_CHARS = 200  # of what a stranger says, in our logs and messages
 TICK_S = 1.0
 FAREWELL_S = 1.0
 GREETING_S = 10.0
+SEND_S = 15.0
 
 
 class Owner(Protocol):
@@ -84,6 +85,8 @@ class Connection:
         self.started = now
         self.slot_since = now  # last choked or unchoked by us
         self.interest_since = now  # the peer's interest last changed
+        self.interested = False  # the peer in us, when it was last acted on
+        self.metadata_bytes = 0  # that it took of us
         self.snubbed_since: float | None = None  # a request of ours timed out, and no block came since
         self.rejections = 0
         self.bitfield_sent = False
@@ -415,6 +418,14 @@ async def receive_hello(stream: ByteStream, session: Session) -> m.Hello:
                 raise TransportError("the peer closed the stream before its hello")
             session.feed(data, trio.current_time())
     raise TransportError(f"no hello within {GREETING_S:.0f} s")
+
+
+async def send_soon(stream: ByteStream, data: bytes) -> None:
+    """Writes what comes before a session. Raises `TransportError`, also after `SEND_S`."""
+    with trio.move_on_after(SEND_S):
+        await stream.send_all(data)
+        return
+    raise TransportError(f"the peer did not take {len(data)} bytes within {SEND_S:.0f} s")
 
 
 class Refused(TransportError):

@@ -28,7 +28,7 @@ from paris_p2p.net.transport import Peer
 from paris_p2p.net.verifier import Arrival, Verifier
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Layout
+from paris_p2p.wire.bep52 import Layout
 
 if TYPE_CHECKING:
     from paris_p2p.net.item import Item
@@ -65,7 +65,7 @@ class Download:
         self._scheduler: Scheduler[Connection] | None = None
         self._changed: set[Connection] = set()  # since they were last asked
         self._held_back = False  # a fetch that matters more is getting on
-        self._metadata = MetadataFetch()
+        self._metadata = MetadataFetch(rng)
         self._storing = False  # metadata is being checked and stored
         self._early: dict[Connection, tuple[bytes, list[PieceIndex]]] = {}  # before the layout is known
         self._work: deque[Callable[[], Awaitable[None]]] = deque()
@@ -161,14 +161,14 @@ class Download:
             )
 
     def closed(self, connection: Connection) -> None:
-        self._metadata.forget(connection)
+        replaced = connection.node_id in self._item.connections  # by a newer session, or a faster one
+        self._metadata.forget(connection, failed=not replaced)
         self._early.pop(connection, None)
         self._changed.discard(connection)
         if self._scheduler is not None:
             liar = isinstance(connection.failure, RemoteProtocolError)
             self._wasted += self._scheduler.remove_peer(connection, distrust=liar)
         bye = connection.ended_by_peer
-        replaced = connection.node_id in self._item.connections  # by a newer session, or a faster one
         if not replaced and (connection.failure is not None or bye is not None):
             reason = str(connection.failure) if bye is None else f"it said goodbye ({farewell_text(bye)})"
             self.sources.failed(connection.node_id, reason, trio.current_time())
@@ -218,15 +218,20 @@ class Download:
         usable = [c for c in self._item.connections.values() if self._metadata.usable(c)]
         if self._scheduler is not None or self._metadata.busy or self._storing or not usable:
             return
-        layout = self._partial.layout
-        if layout is None:
-            self._metadata.start(self._rng.choice(usable), None, MAX_INFO_BYTES)
-        else:
-            file = self._partial.missing_layers()[0]
-            self._metadata.start(self._rng.choice(usable), file, layout.files[file].pieces * HASH_BYTES)
+        file = None if self._partial.layout is None else self._partial.missing_layers()[0]
+        if self._metadata.start(usable, file):
+            self.last_progress = trio.current_time()
+
+    def _leave_slow_metadata(self, now: float) -> None:
+        late = self._metadata.late(now)
+        others = any(self._metadata.usable(c) for c in self._item.connections.values() if c is not late)
+        if late is not None and others:
+            late.end(m.BYE_SILENT, TransportError("the peer is too slow with the metadata"))
+            self._metadata.forget(late, failed=True)
+            self._next_metadata()
 
     def _on_metadata(self, connection: Connection, chunk: m.Info | m.Layer) -> None:
-        whole = self._metadata.receive(connection, chunk)
+        whole = self._metadata.receive(connection, chunk, self._partial.layout)
         if len(chunk.data) == m.MAX_CHUNK_BYTES:  # less would let one peer hold the fetch with single bytes
             self.last_progress = trio.current_time()
         if whole is None:
@@ -251,6 +256,7 @@ class Download:
                 connection.end(m.BYE_VIOLATION, error)
             else:
                 self.last_progress = trio.current_time()
+                self._metadata.stored()
             self._storing = False
             self._after_metadata()
 
@@ -343,6 +349,7 @@ class Download:
         if self._held_back:
             self.last_progress = now  # waiting for its turn is no stall
         if self._scheduler is None:
+            self._leave_slow_metadata(now)
             return
         for connection, key in self._scheduler.overdue(now):
             if connection.usable:

@@ -26,7 +26,7 @@ from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.store.item import ItemReader
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
-from paris_p2p.wire.bep52 import Buffer
+from paris_p2p.wire.bep52 import HASH_BYTES, Buffer
 from paris_p2p.wire.content import AnyRef
 from paris_p2p.wire.identity import peer_id_text
 
@@ -40,6 +40,7 @@ STALE_S = 5.0
 READ_NOW_BYTES = 2 << 20  # of blocks in memory: less time to read than to ask a thread for
 SNUBBED_S = 60.0
 USELESS_S = 60.0  # complete, and the peer wants nothing
+METADATA_TIMES = 3  # all the metadata so often in one session: nobody who means well needs it twice
 
 
 class Shared:
@@ -244,13 +245,18 @@ class Item:
             case m.LayerRequest():
                 self._on_layer_request(connection, event)
             case m.Interested() | m.NotInterested():
-                connection.interest_since = trio.current_time()
-                self.shared.rechoke()
+                self._on_interest(connection)
             case _:
                 if self.download is not None:
                     self.download.handle(connection, event)
                 elif self.seeding is not None:
                     self._on_announced(connection, event)
+
+    def _on_interest(self, connection: Connection) -> None:
+        if connection.interested != connection.session.peer_interested:  # else nothing is new
+            connection.interested = connection.session.peer_interested
+            connection.interest_since = trio.current_time()
+            self.shared.rechoke()
 
     def _on_announced(self, connection: Connection, event: SessionEvent) -> None:
         layout = self.reader.layout
@@ -341,6 +347,7 @@ class Item:
         data = info[event.offset : event.offset + m.MAX_CHUNK_BYTES]
         if info and not data:
             raise RemoteProtocolError("the info dictionary was asked for beyond its end")
+        self._count_metadata(connection, len(data))
         answer = connection.session.info(event.offset, len(info), data, trio.current_time())
         connection.send(answer)
 
@@ -349,8 +356,26 @@ class Item:
         data = layer[event.offset : event.offset + m.MAX_CHUNK_BYTES]
         if layer and not data:
             raise RemoteProtocolError("a piece layer was asked for beyond its end")
+        self._count_metadata(connection, len(data))
         now = trio.current_time()
         connection.send(connection.session.layer(event.file, event.offset, len(layer), data, now))
+
+    def _count_metadata(self, connection: Connection, count: int) -> None:
+        if not count:  # not here yet
+            return
+        connection.metadata_bytes += count
+        if connection.metadata_bytes > METADATA_TIMES * self._metadata_length():
+            raise RemoteProtocolError("the same metadata was asked for again and again")
+        limit, now = self.shared.up_limit, trio.current_time()
+        # Blocks wait for what it takes. It does not wait itself, so it must not run the bucket into debt: new
+        # sessions would keep those blocks waiting for ever.
+        if limit.available(connection.node_id, now) > 0:
+            limit.take(connection.node_id, count, now)
+
+    def _metadata_length(self) -> int:
+        layout = self.reader.layout
+        layers = 0 if layout is None else sum(layout.files[file].pieces for file in layout.layered())
+        return len(self.reader.info or b"") + layers * HASH_BYTES
 
     def _layer(self, file: int) -> bytes:
         if self.reader.layout is None or (self.download is not None and not self.download.has_layer(file)):

@@ -21,13 +21,14 @@ from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, Transp
 from paris_p2p.ids import InfoHash, NodeId
 from paris_p2p.net.addresses import is_tls
 from paris_p2p.net.blocking import Blocking, InThreads
-from paris_p2p.net.connection import Connection, limits_for, receive_hello
+from paris_p2p.net.connection import Connection, limits_for, receive_hello, send_soon
 from paris_p2p.net.discovery import Discovery, FindPeers
 from paris_p2p.net.download import Download, Progress
 from paris_p2p.net.fetch_job import FetchJob
 from paris_p2p.net.item import Item, Shared, candidate
 from paris_p2p.net.limits import Served, SwarmLimits
 from paris_p2p.net.multi import MultiNetwork, ReachOptions, open_network
+from paris_p2p.net.paced import Paced
 from paris_p2p.net.reachability import Reachability
 from paris_p2p.net.transport import ByteStream, DialsDirectly, DirectStream, Network, Peer, unwrapped
 from paris_p2p.store.content_store import ContentStore
@@ -44,8 +45,8 @@ MAX_FETCHES = 6
 MAX_SESSIONS = 256
 MAX_SESSIONS_PER_PEER = 64
 MAX_SESSIONS_PER_PLACE = 128
-SEND_S = 15.0
 HOUSEKEEPING_S = 1.0
+RECHOKE_S = 0.1  # it looks at every session: a flood of changes must not set its pace
 SHUTDOWN_S = 3.0
 FEATURES = (m.IGNORE_UNKNOWN,)
 NO_LIMITS = SwarmLimits()
@@ -80,7 +81,8 @@ class Swarm:
         self._find_peers = find_peers
         self._rng = rng
         self._nursery = nursery
-        self._shared = Shared(network.node_id, self._rechoke, blocking, rng, limits, store.has)
+        self._rechoking = Paced(partial(self._guarded, self._rechoke), RECHOKE_S)
+        self._shared = Shared(network.node_id, self._rechoking, blocking, rng, limits, store.has)
         self._choker: Choker[Connection] = Choker()
         self._yielding = False
         self._blocking = blocking
@@ -226,7 +228,7 @@ class Swarm:
         direct = isinstance(stream, DirectStream)
         try:
             session = Session(trio.current_time(), limits_for(stream))
-            await _send(stream, session.hello(item.ref.info_hash, FEATURES, self._hello_addresses()))
+            await send_soon(stream, session.hello(item.ref.info_hash, FEATURES, self._hello_addresses()))
             await receive_hello(stream, session)
             wanted = serving or item.download is not None
             if not self._closing and wanted and item.accepts(peer.node_id, True, direct):
@@ -299,20 +301,20 @@ class Swarm:
         if refusal is None and not self._visits.admit(visit, trio.current_time()):
             refusal = (m.BYE_BUSY, "too many sessions")
         if refusal is not None:
-            await _send(stream, session.bye(*refusal))
+            await send_soon(stream, session.bye(*refusal))
             return None
         hello = await receive_hello(stream, session)
         item = await self._item(hello.info_hash)
         if item is None:
-            await _send(stream, session.bye(m.BYE_UNKNOWN_ITEM, "no such item here"))
+            await send_soon(stream, session.bye(m.BYE_UNKNOWN_ITEM, "no such item here"))
             return None
         greeted = False
         item.greetings += 1
         try:
             if not item.accepts(node_id, False, isinstance(stream, DirectStream)):
-                await _send(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
+                await send_soon(stream, session.bye(m.BYE_DUPLICATE, "a session is open"))
                 return None
-            await _send(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
+            await send_soon(stream, session.hello(hello.info_hash, FEATURES, self._hello_addresses()))
             greeted = True
             return Connection(item, node_id, stream, session, outbound=False)
         finally:
@@ -440,13 +442,6 @@ class Swarm:
                 await trio.sleep(0.01)
 
 
-async def _send(stream: ByteStream, data: bytes) -> None:
-    with trio.move_on_after(SEND_S):
-        await stream.send_all(data)
-        return
-    raise TransportError(f"the peer did not take {len(data)} bytes within {SEND_S:.0f} s")
-
-
 @asynccontextmanager
 async def swarm_over(
     network: Network,
@@ -462,6 +457,7 @@ async def swarm_over(
         async with trio.open_nursery() as nursery:
             swarm = Swarm(network, store, find_peers, rng, nursery, blocking or InThreads(), limits)
             nursery.start_soon(swarm.housekeep)
+            nursery.start_soon(swarm._rechoking.run)
             network.serve(swarm._accept)
             try:
                 yield swarm

@@ -1,6 +1,6 @@
 """Bans decay, and do not shut out the last holder."""
 
-from paris_p2p.core.ban import FIRST_BAN_S, FORGIVE_S, LAST_HOLDER_S, MAX_BAN_S, BanList
+from paris_p2p.core.ban import FIRST_BAN_S, FORGIVE_S, LAST_HOLDER_S, MAX_BAN_S, MAX_BANS, BanList
 
 
 def test_a_ban_ends() -> None:
@@ -28,3 +28,25 @@ def test_an_old_offence_is_forgotten() -> None:
     bans.strike("liar", "", 0.0)
     again = FIRST_BAN_S + FORGIVE_S
     assert bans.strike("liar", "", again).until == again + FIRST_BAN_S
+
+
+def test_a_crowd_of_liars_pushes_out_the_one_struck_longest_ago() -> None:
+    bans: BanList[int] = BanList()
+    for liar in range(MAX_BANS):
+        bans.strike(liar, "", 0.0)
+    again = bans.strike(0, "", 1.0)
+    bans.strike(MAX_BANS, "", 1.0)
+    assert again.strikes == 2 and bans.banned(0, 2.0) and bans.banned(MAX_BANS, 2.0)
+    assert not bans.banned(1, 2.0) and bans.banned(2, 2.0)
+
+
+def test_a_crowd_of_liars_is_looked_through_only_every_few_seconds() -> None:
+    bans: BanList[int] = BanList()
+    bans.strike(0, "", 0.0)
+    tables = set()
+    for liar in range(1, 100):
+        bans.strike(liar, "", liar * 0.01)
+        tables.add(id(bans._bans))
+    assert len(tables) == 1
+    bans.strike(100, "", FIRST_BAN_S + FORGIVE_S + 0.005)
+    assert 0 not in bans._bans and 1 in bans._bans
