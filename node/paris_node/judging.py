@@ -37,6 +37,7 @@ from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, R
 log = logging.getLogger(__name__)
 
 MAX_RECORDS_PER_KEY = 2048
+"""More than a read of the DHT returns, which chooses among a flood's by a secret hash: the order does not."""
 MAX_PER_HOLDER = 3
 """Checkpoints of one holder looked at in one role: its newest, its safe one, one in between."""
 VERIFIED_AT_ONCE = 32
@@ -69,7 +70,7 @@ class Candidate:
     """A checkpoint somebody announces: the statement, its signed bytes, and who holds it whole.
 
     `access`: its holder's pass, if one came along; `witnesses`: whose word for it counts; `vouched`:
-    everybody who found its weights good, and `measured_by` those who say that they measured their loss, too;
+    everybody who found its weights good, and `measured_by` those who measured their loss, too, with it;
     `measured`: its held-out loss as witnesses measured it, if they did; `by_organiser`: whether the
     organiser is among the witnesses.
     """
@@ -82,7 +83,7 @@ class Candidate:
     witnesses: frozenset[NodeId] = field(default=frozenset())
     vouched: frozenset[NodeId] = field(default=frozenset())
     measured: float | None = None
-    measured_by: frozenset[NodeId] = field(default=frozenset())
+    measured_by: frozenset[tuple[NodeId, float]] = field(default=frozenset())
     by_organiser: bool = False
 
     @property
@@ -344,7 +345,7 @@ def _judged(
         witnesses,
         frozenset(word.owner for word in words if word.good),
         measured_loss(counting, jury.organiser),
-        frozenset(word.owner for word in words if word.good and word.loss is not None),
+        frozenset((word.owner, word.loss) for word in words if word.good and word.loss is not None),
         jury.organiser in witnesses,
     )
 

@@ -23,7 +23,7 @@ from paris_p2p.dht.key import ensure_key
 from paris_p2p.dht.known_peers import KnownPeers
 from paris_p2p.dht.link import Link
 from paris_p2p.dht.notices import Notices, OnNotice
-from paris_p2p.dht.own_records import OwnRecords
+from paris_p2p.dht.own_records import OwnRecords, identity_text
 from paris_p2p.dht.protocol import (
     DAEMON_DIED_STATUS,
     KEYS_PER_READ,
@@ -60,6 +60,7 @@ PEERS_PERIOD_S = 60.0
 """Known peers are written at most this often, and at the end."""
 KNOWN_AT_START = 32
 _STOP_GRACE_S = 4.0
+_ASK_AGAIN_S = (1.0, 5.0)  # pause before a read that nobody answered is repeated; what it must have left
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 15.0
 _WORKER_MODULE = "paris_p2p.dht.worker"
@@ -205,16 +206,26 @@ class Dht:
     async def read(self, kind: str, scope: bytes) -> list[Record]:
         """Every live record of `kind` about `scope` that nodes who should know it told, verified here.
 
-        Raises `TransportError` when no answer came in time.
+        Raises `TransportError` when no other node answered in time: that is not the same as no records.
         """
         return (await self.read_many([(kind, scope)]))[0]
 
     async def read_many(
         self, keys: Sequence[tuple[str, bytes]], *, deadline_s: float = REQUEST_DEADLINE_S
     ) -> list[list[Record]]:
-        """`read` for many (kind, scope) at once, in their order."""
-        found = await self._read(keys, None, deadline_s)
-        return [records for records in found if records is not None]
+        """`read` for many (kind, scope) at once, in their order. Keys of which nobody answered are asked for
+        again until `deadline_s` has passed."""
+        found: dict[tuple[str, bytes], list[Record]] = {}
+        end = trio.current_time() + deadline_s
+        while unread := [key for key in dict.fromkeys(keys) if key not in found]:
+            answers = zip(unread, await self._read(unread, None, end - trio.current_time()), strict=True)
+            found |= {key: records for key, records in answers if records is not None}
+            if found.keys() >= set(unread):
+                break
+            if trio.current_time() + sum(_ASK_AGAIN_S) >= end:
+                raise TransportError(f"no other node of the network answered a read in {deadline_s:.0f} s")
+            await trio.sleep(_ASK_AGAIN_S[0])
+        return [found[key] for key in keys]
 
     async def read_some(
         self,
@@ -223,8 +234,8 @@ class Dht:
         patience_s: float,
         deadline_s: float = REQUEST_DEADLINE_S,
     ) -> list[list[Record] | None]:
-        """As `read_many`, with None for every key whose search takes longer than `patience_s` seconds: one
-        node that died holds up the searches that come by it for seconds, and not the others."""
+        """As `read_many`, once, with None for every key that was not read: no other node answered about it,
+        or its search took longer than `patience_s` seconds (a dead node holds up those that come by it)."""
         return await self._read(keys, patience_s, deadline_s)
 
     async def _read(
@@ -232,7 +243,6 @@ class Dht:
     ) -> list[list[Record] | None]:
         wanted = list(dict.fromkeys(record_key(kind, scope) for kind, scope in keys))
         found: dict[bytes, list[Record] | None] = {}
-
         failures: list[TransportError] = []
 
         async def read_batch(batch: Sequence[bytes]) -> None:
@@ -407,7 +417,7 @@ class Dht:
     def _look_for_our_name(self, records: Iterable[Record], now_unix: float) -> None:
         for record in records:
             if self._own.is_strange(record, now_unix):
-                self._notices.say(Notice("identity", "", _identity_text(record)))
+                self._notices.say(Notice("identity", "", identity_text(record)))
         if not self._own.shared(now_unix):
             self._notices.say(Notice("identity", "", "nobody else uses this identity now", active=False))
 
@@ -470,15 +480,6 @@ class Dht:
         if self._link is not None:
             with trio.CancelScope(shield=True):
                 await self._link.worker.stop(_STOP_GRACE_S)
-
-
-def _identity_text(record: Record) -> str:
-    where = ", ".join(getattr(record.payload, "addresses", ())) or "an unknown address"
-    return (
-        f"this node's identity is in use elsewhere too (its {record.kind} record comes from {where}): two "
-        "nodes of one key undo each other's claims. Stop one of them; a copied home becomes a node of its "
-        "own when identity.key and dht.key are removed from it"
-    )
 
 
 _FAILURES: dict[str, type[ParisError]] = {"ConfigError": ConfigError, "StoreError": StoreError}

@@ -12,7 +12,7 @@ What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind
 - a search merges peers' answers into the local storage itself;
 - nothing bounds the number of keys or owners (a key whose records exceed 4 MiB reads as absent), of records
   or keys a request, of neighbours an answer;
-- storing counts as success when only the own replica took the record;
+- storing counts as success when only the own replica took the record, and a search when nobody answered it;
 - a search puts the square root of its keys into a call: where nearly every node is asked for every key that
   means several calls to each, and calls are what a small network spends its CPU on.
 """
@@ -61,7 +61,8 @@ NEIGHBOURS_BYTES = 2048
 """What an answer says of a key's neighbours."""
 MAX_SIZES = 4096
 MAX_RECORDS_A_STORE = 1024
-"""Signatures of one request are checked in one go: this many take a fifth of a second."""
+"""Signatures of one request are checked in one go: this many take a fifth of a second. Those inside of
+dictionaries count: in such, upstream hands what it holds over to nodes that it meets."""
 
 
 @dataclass(slots=True)
@@ -77,26 +78,42 @@ class _Watch:
     """What is noted of the calls that one request leads to."""
 
     votes: dict[tuple[Any, Any], Votes] = field(default_factory=dict)  # (key id, subkey)
-    found: dict[Any, list[Any]] = field(default_factory=dict)  # key id -> dictionaries that peers returned
+    answered: set[Any] = field(default_factory=set)  # ids of keys of which a peer said something or "nothing"
+    found: dict[Any, list[Any]] | None = None  # key id -> dictionaries that peers returned, where wanted
 
 
 _watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
+_checks_left: ContextVar[int] = ContextVar("checks left", default=sys.maxsize)  # in dictionaries stored here
 _keys_a_call: ContextVar[int | None] = ContextVar("keys a call", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The keys of which another node answered."""
+
+    ids: set[Any]
+
+    def __contains__(self, key: bytes) -> bool:
+        return DHTID.generate(key) in self.ids
 
 
 class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no types
     """The remote calls, bounded. Its name on the wire stays upstream's (`__name__` below)."""
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
-        """As upstream, for the first `MAX_RECORDS_A_STORE` records; the others are answered as refused."""
+        """As upstream, for the first `MAX_RECORDS_A_STORE` records, single ones before those in dictionaries;
+        the others are refused."""
         count = len(request.keys)
         fields = ("keys", "subkeys", "values", "expiration_time", "in_cache")
         for name in fields:
             del getattr(request, name)[MAX_RECORDS_A_STORE:]
         token = deliverer.set(context.remote_id.to_bytes())
+        single = sum(tag != self.IS_DICTIONARY for tag in request.subkeys)
+        checks = _checks_left.set(MAX_RECORDS_A_STORE - single)
         try:
             response = await super().rpc_store(request, context)
         finally:
+            _checks_left.reset(checks)
             deliverer.reset(token)
         response.store_ok.extend([False] * (min(count, 1 << 16) - len(response.store_ok)))
         return response
@@ -118,8 +135,11 @@ class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no ty
         return answers
 
     def _validate_dictionary(self, key_bytes: bytes, records: Any) -> bool:
-        """Keep only valid records of a dictionary a peer sent; in place: the caller goes on with it."""
-        return prune(self.record_validator, key_bytes, records)
+        """Keep only valid records of a dictionary a peer sent, of as many as may be checked; in place: the
+        caller goes on with it. False when none may be."""
+        left = _checks_left.get()
+        _checks_left.set(left - min(left, len(records.data)))
+        return left > 0 and prune(self.record_validator, key_bytes, records, min(left, MAX_OWNERS))
 
 
 RecordProtocol.__name__ = DHTProtocol.__name__  # handlers are called `<class name>.rpc_…` on the wire
@@ -203,12 +223,14 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         response = await self._ask(peer_id, list(keys))
         if not response:
             return None
-        response = {key: response.get(key, (None, {})) for key in keys}
         watch = _watch.get()
+        if watch is not None:
+            watch.answered.update(response)
+        response = {key: response.get(key, (None, {})) for key in keys}
         believed = {}
         for key, (answer, peers) in response.items():
             found = believe(answer)
-            if watch is not None and found is not None:
+            if watch is not None and watch.found is not None and found is not None:
                 watch.found.setdefault(key, []).append(found.value)
             believed[key] = (found, dict(list(peers.items())[:BUCKET_SIZE]))
         return believed
@@ -233,25 +255,31 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
             for key, subkey in zip(keys, subkeys, strict=True)
         ]
 
-    async def search(self, keys: Sequence[bytes]) -> "dict[bytes, asyncio.Future[Any]]":
+    async def search(self, keys: Sequence[bytes]) -> "tuple[dict[bytes, asyncio.Future[Any]], Answered]":
         """Start reading distinct keys: for each the future of {subkey: value with expiration}, with what
-        every node that should know it told, or of None. Cancelling one ends the search for that key."""
-        with self._packing(keys):
-            searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
-                keys,
-                sufficient_expiration_time=float("inf"),  # else the first answer would do
-                return_futures=True,
-                beam_size=BUCKET_SIZE if self.small else READ_BEAM,
-            )
-        return searches
+        every node that should know it told, or of None. Cancelling one ends the search for that key. Beside
+        them the keys of which any other node has answered, up to date at any time."""
+        watch = _Watch()
+        token = _watch.set(watch)
+        try:
+            with self._packing(keys):
+                searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
+                    keys,
+                    sufficient_expiration_time=float("inf"),  # else the first answer would do
+                    return_futures=True,
+                    beam_size=BUCKET_SIZE if self.small else READ_BEAM,
+                )
+        finally:
+            _watch.reset(token)
+        return searches, Answered(watch.answered)
 
     async def look_through(
         self, peer: PeerID, uid: DHTID, targets: Sequence[DHTID]
     ) -> tuple[dict[DHTID, dict[DHTID, PeerID]], dict[DHTID, dict[Any, Any]]]:
         """The network as `peer` (of DHT id `uid`) alone leads to it: the nodes nearest to each of the
         targets, nearest first, without us, and the records under them as {subkey: value with expiration}."""
-        watch = _Watch()
-        token = _watch.set(watch)
+        seen: dict[Any, list[Any]] = {}
+        token = _watch.set(_Watch(found=seen))
         try:
             nearest = await self.find_nearest_nodes(targets, node_to_peer_id={uid: peer}, exclude_self=True)
         finally:
@@ -259,7 +287,7 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         records: dict[DHTID, dict[Any, Any]] = {}
         for target in targets:
             latest = records.setdefault(target, {})
-            for found in watch.found.get(target, ()):
+            for found in seen.get(target, ()):
                 for subkey, item in found.items():
                     held = latest.get(subkey)
                     if held is None or held.expiration_time < item.expiration_time:
@@ -292,13 +320,14 @@ async def create_node(p2p: P2P, *, client_mode: bool, now: Callable[[], float]) 
     return node
 
 
-def prune(validator: RecordValidator, key: bytes, records: Any) -> bool:
-    """Take the invalid records out of `records`; True, because what is left may be stored or believed."""
+def prune(validator: RecordValidator, key: bytes, records: Any, most: int = MAX_OWNERS) -> bool:
+    """Take out of `records` the invalid ones and those after the first `most`; True, because what is left may
+    be stored or believed."""
     with records.freeze():
         items = list(records.items())
     good = [
         (subkey, item)
-        for subkey, item in items[:MAX_OWNERS]
+        for subkey, item in items[:most]
         if validator.validate(
             DHTRecord(key, MSGPackSerializer.dumps(subkey), item.value, item.expiration_time)
         )

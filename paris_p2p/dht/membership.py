@@ -23,7 +23,7 @@ from paris_p2p.dht.hello import (
     foreign_clock_problem,
     judge_hello,
 )
-from paris_p2p.dht.parts import Comparison, Part
+from paris_p2p.dht.parts import Comparison, Pair, Part, missing
 from paris_p2p.dht.protocol import Notice, Trouble
 from paris_p2p.errors import NetworkError
 
@@ -320,7 +320,7 @@ class Membership:
             self._unsay("split", "", text)
         if verdict.suspects:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._introduce(parts), _HEAL_DEADLINE_S)
+                await asyncio.wait_for(self._introduce(parts, verdict.proven), _HEAL_DEADLINE_S)
 
     async def _look_around(self) -> list[Part]:
         """The network through each of some bootstrap nodes; nothing when they take too long."""
@@ -342,26 +342,17 @@ class Membership:
         nearest, found = await self._node.look_through(peer, uid, targets)
         return Part(address, frozenset({uid, *nearest[targets[0]]}), nearest, found)
 
-    async def _introduce(self, parts: Sequence[Part]) -> None:
+    async def _introduce(self, parts: Sequence[Part], apart: Sequence[Pair]) -> None:
         """Get to know the nodes of every part (and they us, over whom they find each other), and store what
-        each part lacks where it looks for it: records carry their owners' signatures, so anyone may."""
+        each part that is certainly apart lacks where it looks for it: records carry their owners' signatures,
+        so anyone may."""
         everyone = {uid: peer for part in parts for uid, peer in part.nearest[self._node.node_id].items()}
         await asyncio.gather(*map(self._node.protocol.call_ping, everyone.values()))
-        latest: dict[DHTID, dict[Any, Any]] = {}
-        for part in parts:
-            for key, records in part.found.items():
-                for subkey, item in records.items():
-                    held = latest.setdefault(key, {}).get(subkey)
-                    if held is None or held.expiration_time < item.expiration_time:
-                        latest[key][subkey] = item
-        await asyncio.gather(*(self._complete(part, key, latest[key]) for part in parts for key in latest))
+        await asyncio.gather(*(self._complete(*lacking) for lacking in missing(parts, apart)))
         await self._search()
 
     async def _complete(self, part: Part, key: DHTID, records: Mapping[Any, Any]) -> None:
-        lacking = [(subkey, item) for subkey, item in records.items() if subkey not in part.found[key]]
-        if not lacking:
-            return
-        lacking = self._rng.sample(lacking, min(MAX_COMPLETED, len(lacking)))
+        lacking = self._rng.sample(list(records.items()), min(MAX_COMPLETED, len(records)))
         keepers = list(part.nearest[key].values())[: self._node.num_replicas]
         subkeys = [subkey for subkey, _ in lacking]
         values = [item.value for _, item in lacking]

@@ -56,3 +56,13 @@ class OwnRecords:
     def shared(self, now_unix: float) -> bool:
         """Whether our key is in use elsewhere, as far as was seen lately."""
         return now_unix < self._seen_unix + FORGET_S
+
+
+def identity_text(record: Record) -> str:
+    """What is wrong when `record`, in our name, is another process's, and what to do."""
+    where = ", ".join(getattr(record.payload, "addresses", ())) or "an unknown address"
+    return (
+        f"this node's identity is in use elsewhere too (its {record.kind} record comes from {where}): two "
+        "nodes of one key undo each other's claims. Stop one of them; a copied home becomes a node of its "
+        "own when identity.key and dht.key are removed from it"
+    )

@@ -1,7 +1,7 @@
 """Whether the network, seen through several bootstrap nodes, is one.
 
-Owns: comparing what they lead to, and when it is certain that parts do not know each other. Does not own:
-looking, introducing the parts to each other, telling anyone (`membership`). Pure.
+Owns: comparing what they lead to, when it is certain that parts do not know each other, and what each then
+lacks. Does not own: looking, introducing the parts to each other, telling anyone (`membership`). Pure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,7 @@ class Part:
 
     def lacks(self, other: "Part") -> frozenset[tuple[Any, Any]]:
         """(key, owner) of the records that only one of the two shows, of keys that are not flooded."""
-        keys = [
-            key
-            for key in {*self.found, *other.found}
-            if max(len(part.found.get(key, ())) for part in (self, other)) <= MAX_COMPARED
-        ]
+        keys = _comparable((self, other))
         mine, theirs = (
             {(key, owner) for key in keys for owner in part.found.get(key, ())} for part in (self, other)
         )
@@ -42,6 +38,30 @@ class Part:
 
 
 Pair = tuple[Part, Part]
+
+
+def _comparable(parts: Sequence[Part]) -> list[Any]:
+    """The keys that no part shows flooded."""
+    keys = {key: None for part in parts for key in part.found}
+    return [key for key in keys if max(len(part.found.get(key, ())) for part in parts) <= MAX_COMPARED]
+
+
+def missing(parts: Sequence[Part], apart: Sequence[Pair]) -> list[tuple[Part, Any, dict[Any, Any]]]:
+    """(part, key, {owner: its latest value with expiration}) of the records that a part lacks and one that is
+    certainly apart from it shows, of keys that none of the `parts` shows flooded: what is completed is
+    delivered in the name of who completes it, and takes places from what that one delivers for itself."""
+    keys = _comparable(parts)
+    lacking: dict[tuple[str, Any], tuple[Part, Any, dict[Any, Any]]] = {}
+    for part, other in [*apart, *((two, one) for one, two in apart)]:
+        for key in keys:
+            held = part.found.get(key, {})
+            for owner, item in other.found.get(key, {}).items():
+                if owner in held:
+                    continue
+                latest = lacking.setdefault((part.address, key), (part, key, {}))[2]
+                if owner not in latest or latest[owner].expiration_time < item.expiration_time:
+                    latest[owner] = item
+    return list(lacking.values())
 
 
 @dataclass(frozen=True, slots=True)

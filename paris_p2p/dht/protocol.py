@@ -15,7 +15,10 @@ FAILED_STATUS = 72
 """Exit status of a worker that said `failed` (with the cause) and left."""
 
 KEYS_PER_READ = 16
-"""With every key full (1024 records of 1 KiB) the answer still fits a frame."""
+"""With every key full (`MAX_ROWS_A_KEY` records of 1 KiB) the answer still fits a frame."""
+MAX_ROWS_A_KEY = 1536
+"""Records of one key that the worker hands on. A node keeps 1024, but each of the twenty that are asked may
+tell of others, and hostile ones make as many as they like."""
 RECORDS_PER_STORE = 256
 
 

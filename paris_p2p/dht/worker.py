@@ -9,6 +9,8 @@ what restarts it is the client.
 
 import asyncio
 import contextlib
+import hashlib
+import heapq
 import os
 import random
 import signal
@@ -23,7 +25,14 @@ from paris_p2p.dht import hivemind_import
 from paris_p2p.dht.hello import HELLO_PROTOCOL, encode_hello
 from paris_p2p.dht.known_peers import is_loopback
 from paris_p2p.dht.p2pd import P2pd, P2pdOptions, start_p2pd, usable_listen
-from paris_p2p.dht.protocol import DAEMON_DIED_STATUS, FAILED_STATUS, STOPPED_STATUS, Notice, StartMessage
+from paris_p2p.dht.protocol import (
+    DAEMON_DIED_STATUS,
+    FAILED_STATUS,
+    MAX_ROWS_A_KEY,
+    STOPPED_STATUS,
+    Notice,
+    StartMessage,
+)
 from paris_p2p.dht.runtime import remove_folder
 from paris_p2p.errors import ParisError
 from paris_p2p.wire.records import record_key
@@ -96,6 +105,7 @@ class DhtWorker:
             rng=random.Random(p2p.peer_id.to_bytes()),
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._salt = os.urandom(16)
 
     async def addresses(self) -> list[str]:
         """Our dialable addresses, ending in /p2p/ and the peer id; none in client mode."""
@@ -135,11 +145,12 @@ class DhtWorker:
         return PARENT_GONE_STATUS
 
     async def _answer(self, message: Message) -> None:
+        """Every request is answered: also with what is wrong, be it only that the answer cannot be sent."""
+        kind = {"type": "answer", "id": message["id"]}
         try:
-            answer = await self._handle(message)
+            self._parent.send({**kind, **await self._handle(message)})
         except Exception as error:  # noqa: BLE001 - whatever hivemind raises is this request's failure only
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        self._parent.send({"type": "answer", "id": message["id"], **answer})
+            self._parent.send({**kind, "error": f"{type(error).__name__}: {error}"[:500]})
 
     async def _handle(self, message: Message) -> Message:
         match message["type"]:
@@ -158,7 +169,7 @@ class DhtWorker:
         """Which of the (key, subkey, value, expiration) are stored: accepted, and at least by one other node
         when there are others. Our own replica alone is lost with us, and nobody reads it."""
         self._watch([record[0] for record in records])
-        others = bool(self.membership.bootstrap or self._node.protocol.routing_table.uid_to_peer_id)
+        others = self._has_others()
         stored = await self._node.store_counting(
             [(key, subkey, value, until) for key, subkey, value, until in records],
             exclude_self=self._start.client_mode,
@@ -172,13 +183,24 @@ class DhtWorker:
         self, keys: Sequence[bytes], patience_s: float | None
     ) -> list[list[tuple[bytes, bytes, float]] | None]:
         """For each key every (subkey, value, expiration) found: the latest, from all who should know. None
-        where that took longer than `patience_s` seconds."""
+        where that took longer than `patience_s` seconds, and where others should know and none of them
+        answered: a network that cannot be reached is not an empty one."""
         self._watch(keys)
-        searches = await self._node.search(list(dict.fromkeys(keys)))
+        others = self._has_others()  # now: who does not answer leaves the routing table
+        searches, answered = await self._node.search(list(dict.fromkeys(keys)))
         _, late = await asyncio.wait(searches.values(), timeout=patience_s)
         for search in late:
             search.cancel()  # hivemind goes on without that key
-        return [None if searches[key] in late else _flatten(searches[key].result()) for key in keys]
+        return [
+            None
+            if searches[key] in late or (others and key not in answered)
+            else chosen(_flatten(searches[key].result()), self._salt)
+            for key in keys
+        ]
+
+    def _has_others(self) -> bool:
+        """Whether other nodes are known, or must exist: only without any is what we hold all there is."""
+        return bool(self.membership.bootstrap or self._node.protocol.routing_table.uid_to_peer_id)
 
     def _watch(self, keys: Sequence[bytes]) -> None:
         self.membership.watch([key for key in keys if key.startswith(_TELLING)])
@@ -187,6 +209,17 @@ class DhtWorker:
         table = self._node.protocol.routing_table
         keys = self._node.protocol.storage
         return {"peers": len(table.uid_to_peer_id), "keys": len(keys), "p2pd_pid": self._daemon.pid}
+
+
+def chosen(rows: list[tuple[bytes, bytes, float]], salt: bytes) -> list[tuple[bytes, bytes, float]]:
+    """At most `MAX_ROWS_A_KEY` of the (subkey, value, expiration). By a hash of the subkey that nobody else
+    can reckon: who floods a key must not choose whom this node sees, neither by answering first nor by the
+    keys it makes."""
+    if len(rows) <= MAX_ROWS_A_KEY:
+        return rows
+    return heapq.nsmallest(
+        MAX_ROWS_A_KEY, rows, key=lambda row: hashlib.blake2b(row[0], digest_size=16, key=salt).digest()
+    )
 
 
 def _flatten(entry: Any) -> list[tuple[bytes, bytes, float]]:

@@ -15,9 +15,16 @@ import pytest
 
 from paris_p2p import clock
 from paris_p2p.dht import hardened, record_storage
-from paris_p2p.dht.hardened import SMALL, RecordNode, RecordProtocol, Votes, believe, prune
+from paris_p2p.dht.hardened import (
+    SMALL,
+    RecordNode,
+    RecordProtocol,
+    Votes,
+    believe,
+    prune,
+)
 from paris_p2p.dht.membership import Membership
-from paris_p2p.dht.parts import UNSEEN_ROUNDS
+from paris_p2p.dht.parts import MAX_COMPARED, UNSEEN_ROUNDS
 from paris_p2p.dht.record_storage import (
     MAX_OWNERS,
     RecordStorage,
@@ -28,7 +35,14 @@ from paris_p2p.dht.record_storage import (
 )
 from paris_p2p.dht.validator import RecordValidator
 from paris_p2p.wire.identity import Identity, peer_id_text
-from paris_p2p.wire.records import KINDS, ProvideRecord, SignedRecord, key_id, sign_record
+from paris_p2p.wire.records import (
+    KINDS,
+    ProvideRecord,
+    SignedRecord,
+    key_id,
+    record_key,
+    sign_record,
+)
 
 # isort: split
 from hivemind.dht.node import Blacklist, DHTNode
@@ -298,12 +312,18 @@ class Seen:
         self.nodes: dict[PeerID, set[int]] = {PeerID.from_base58(a.rsplit("/", 1)[1]): set() for a in (A, B)}
         self.node_id = DHTID.generate(b"me")
         self.introduced = 0
+        self.found: dict[PeerID, dict[DHTID, dict[bytes, Any]]] = {peer: {} for peer in self.nodes}
+        self.stored: list[tuple[PeerID, DHTID, list[bytes]]] = []
+        self.num_replicas = 5
         table = SimpleNamespace(peer_id_to_uid={peer: n for n, peer in enumerate(self.nodes)})
-        self.protocol = SimpleNamespace(routing_table=table, call_ping=self.pinged)
+        self.protocol = SimpleNamespace(routing_table=table, call_ping=self.pinged, call_store=self.store)
 
     async def look_through(self, peer: PeerID, uid: int, targets: list[DHTID]) -> tuple[Any, Any]:
         nearest = {target: dict.fromkeys(self.nodes[peer], peer) for target in targets}
-        return nearest, {target: {} for target in targets}
+        return nearest, {target: self.found[peer].get(target, {}) for target in targets}
+
+    async def store(self, peer: PeerID, keys: list[DHTID], *_columns: Any, subkeys: list[bytes]) -> None:
+        self.stored.append((peer, keys[0], sorted(subkeys)))
 
     async def pinged(self, peer: PeerID) -> None:
         self.introduced += 1
@@ -334,6 +354,22 @@ def test_a_split_is_said_once_mended_and_taken_back_even_when_it_cannot_be_seen_
         asyncio.run(watching._mend())
     assert [notice["active"] for notice in said] == [True, False] * 2
     assert "too few bootstrap nodes answer" in said[-1]["text"]
+
+
+def test_only_what_is_certainly_missing_is_stored_in_our_name_and_nothing_of_a_flooded_key() -> None:
+    seen, until = Seen(), ValueWithExpiration(b"v", NOW)
+    watching = membership([], seen)
+    claim, run = (record_key(kind, b"") for kind in ("claim", "run"))
+    watching.watch([claim, run])
+    one, two = seen.nodes
+    seen.nodes = {one: {7, 8}, two: {8, 9}}  # they have a node in common
+    flood = {b"%d" % n: until for n in range(MAX_COMPARED + 1)}
+    seen.found[one] = {DHTID.generate(claim): flood, DHTID.generate(run): {b"a": until}}
+    asyncio.run(watching._mend())
+    assert seen.introduced == 3 and not seen.stored  # just a look that came too early, perhaps
+    asyncio.run(watching._mend())
+    assert {(key, *owners) for _, key, owners in seen.stored} == {(DHTID.generate(run), b"a")}
+    assert {peer for peer, _, _ in seen.stored} == {two}
 
 
 def test_the_clock_that_most_bootstrap_nodes_disagree_with_is_wrong() -> None:

@@ -96,6 +96,7 @@ async def test_a_node_that_nobody_answers_says_so_and_has_published_nothing(
 
         await until(it_is_said)
         assert await second.publish([provide(2, ITEM)]) == [False]  # the own replica is nobody's
+        assert await second.read_some([("provide", ITEM)], patience_s=9.0) == [None]  # nor is it all there is
         async with open_dht(configure("a", listen=(addresses[0].split("/p2p/")[0],))) as again:
 
             async def all_is_well() -> bool:

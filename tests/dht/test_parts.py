@@ -1,11 +1,11 @@
 """Is the network one? What looks through several bootstrap nodes say, without any network."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paris_p2p.dht.parts import MAX_COMPARED, UNSEEN_ROUNDS, Comparison, Part
+from paris_p2p.dht.parts import MAX_COMPARED, UNSEEN_ROUNDS, Comparison, Part, missing
 
 A, B = "/ip4/203.0.113.1/tcp/1/p2p/a", "/ip4/203.0.113.2/tcp/1/p2p/b"
 CLAIMS = 7
@@ -64,6 +64,38 @@ def test_what_cannot_be_seen_again_is_not_held_to_be_true_for_ever() -> None:
     assert comparison.unseen
     assert found(comparison, part(A, {1, 2}), part(B, {1, 2})) == (0, 0, True)
     assert not comparison.unseen
+
+
+class Until(NamedTuple):
+    """A value that expires."""
+
+    expiration_time: float
+
+
+def showing(address: str, **found: dict[str, float]) -> Part:
+    """A part with records {owner: expiration} under each of some keys."""
+    return Part(
+        address, frozenset(), {}, {k: {o: Until(t) for o, t in of.items()} for k, of in found.items()}
+    )
+
+
+def test_a_part_is_given_the_latest_of_what_it_lacks_and_another_that_is_apart_from_it_shows() -> None:
+    one, two = showing(A, k={"o": 1.0, "p": 1.0}, m={"o": 5.0}), showing(B, k={"o": 9.0})
+    third = showing("c", k={"p": 2.0, "q": 1.0})
+    assert missing([one, two, third], []) == []
+    assert missing([one, two, third], [(one, two)]) == [
+        (two, "k", {"p": Until(1.0)}),
+        (two, "m", {"o": Until(5.0)}),
+    ]
+    lacking = missing([one, two, third], [(one, two), (third, two)])
+    assert (two, "k", {"p": Until(2.0), "q": Until(1.0)}) in lacking
+    assert (third, "k", {"o": Until(9.0)}) in lacking
+
+
+def test_nothing_of_a_key_that_any_part_shows_flooded_is_given_to_another() -> None:
+    flood = showing("c", k={str(n): 1.0 for n in range(MAX_COMPARED + 1)})
+    one, two = showing(A, k={"o": 1.0}, m={"o": 1.0}), showing(B)
+    assert missing([one, two, flood], [(one, two), (flood, two)]) == [(two, "m", {"o": Until(1.0)})]
 
 
 looks = st.builds(part, st.sampled_from((A, B)), st.sets(st.integers(0, 3)), st.text("opq", max_size=3))
