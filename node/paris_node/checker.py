@@ -16,7 +16,7 @@ import trio
 
 from paris_node.judging import Candidate, Known
 from paris_node.network import Network
-from paris_p2p.core.accept import loss_refusal
+from paris_p2p.core.accept import holder_lied, loss_refusal, witness_lied
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError, WorkerError
 from paris_p2p.ids import ROUTER, NodeId, Role
 from paris_p2p.store.weights import check_weights_file
@@ -52,6 +52,14 @@ def check_weights_item(folder: Path, signed: SignedManifest, statement: Checkpoi
     check_weights_file(path, tensors)
 
 
+class _LossRefused(RemoteProtocolError):
+    """The weights' held-out loss, as measured here, is a reason to refuse them."""
+
+    def __init__(self, reason: str, loss: float, baseline: float) -> None:
+        super().__init__(reason)
+        self.loss, self.baseline = loss, baseline
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     message: dict[str, Any]
@@ -85,18 +93,21 @@ class Checker:
             _remember(self._good, digest, Check(digest, True, loss))
         _remember(self._roles, digest, statement.role)
 
-    def _found_bad(self, candidate: Candidate, *, measured: bool = False) -> None:
+    def _found_bad(self, candidate: Candidate, error: RemoteProtocolError) -> None:
         """Remember that it is bad and who lied. Everybody can check the form, so everybody who vouched for
-        bad form lied. Who could not measure vouches for the form alone: where only the loss is not as stated,
-        those lied who say that they measured it. The organiser mirrors everything and may err: its word is
-        overruled by this node's finding, and goes on to count elsewhere."""
+        bad form lied. Who could not measure vouches for the form alone: where only the loss is not as stated
+        (`_LossRefused`), those lied who say that they measured it, unless machines that round differently
+        explain it: a stranger can state a loss between two honest measurements. The organiser mirrors
+        everything and may err: its word is overruled by this node's finding, and goes on to count
+        elsewhere."""
         digest = statement_digest(candidate.data)
         _remember(self._bad, digest, Check(digest, False, None))
         _remember(self._roles, digest, candidate.statement.role)
         _remember(self._rejected, candidate.data, None)
-        vouched = candidate.measured_by if measured else candidate.vouched
+        holder = candidate.statement.holder
+        lied = _liars(candidate, error) if isinstance(error, _LossRefused) else {holder, *candidate.vouched}
         trusted = {self._network.identity.node_id, self._signed.manifest.organiser}
-        for liar in sorted({candidate.statement.holder, *vouched} - trusted):
+        for liar in sorted(lied - trusted):
             _remember(self._liars, liar, None)
 
     def attestation(self, role: Role, access: bytes) -> AttestRecord:
@@ -114,16 +125,14 @@ class Checker:
         """
         statement = candidate.statement
         loss: float | None = None
-        formed = False
         try:
             await trio.to_thread.run_sync(check_weights_item, folder, self._signed, statement)
-            formed = True
             if measure:
                 loss = await self._measured(statement, folder)
         except RemoteProtocolError as error:
             if not self._network.store.has(statement.weights.info_hash):
                 raise StoreError("the weights were removed while they were checked") from error
-            self._found_bad(candidate, measured=formed)
+            self._found_bad(candidate, error)
             raise
         self.found_good(candidate.data, statement, loss)
 
@@ -135,7 +144,7 @@ class Checker:
         loss, baseline = float(answer["loss"]), float(answer["baseline"])
         reason = loss_refusal(statement.heldout_loss, loss, baseline)
         if reason is not None:
-            raise RemoteProtocolError(reason)
+            raise _LossRefused(reason, loss, baseline)
         return loss
 
     async def _ask(self, statement: CheckpointStatement, folder: Path) -> dict[str, Any] | None:
@@ -209,6 +218,13 @@ class Checker:
             request = None
             with trio.move_on_after(WARM_S):
                 request = await requests.receive()
+
+
+def _liars(candidate: Candidate, found: _LossRefused) -> set[NodeId]:
+    """Whose word for the candidate's loss no rounding explains."""
+    stated, loss, baseline = candidate.statement.heldout_loss, found.loss, found.baseline
+    lied = {who for who, said in candidate.measured_by if witness_lied(stated, said, loss, baseline)}
+    return lied | {candidate.statement.holder} if holder_lied(stated, loss, baseline) else lied
 
 
 def _valid(answer: dict[str, Any]) -> dict[str, Any] | None:

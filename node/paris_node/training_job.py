@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import trio
 
 from paris_node.fitting import Fit
-from paris_node.judging import Candidate, going_on_order
+from paris_node.going_on import order_to_try
+from paris_node.judging import Candidate
 from paris_node.run_node import RunNode
 from paris_p2p import clock
 from paris_p2p.core.accept import Standing
@@ -50,15 +51,11 @@ UNBACKED_BYTES_PER_S = 4 << 20
 the next round, ..."""
 UNBACKED_TOTAL_S = 900.0
 """... and all of them together no more than this of the time for which a job keeps its role from others."""
-RESUME_CANDIDATES = 8
-"""Credible ones come first; strangers can announce as many others as they like."""
 MAX_ROLLBACKS = 3
 """How often a job goes back to the newest checkpoint and takes another path because a loss was not finite."""
 MAX_KILLED = 2
 """How often a job starts its trainer again because something killed it, before the role is given up: the next
 one would do no better where memory is short."""
-MAX_ENDS_TRIED = 2
-"""Unchecked checkpoints of the last step that are looked at first; each costs at most a stall and a check."""
 RESUME_ROUNDS = 3
 """How often the announced checkpoints are tried before a role starts afresh because none can be reached."""
 
@@ -109,6 +106,7 @@ class TrainingJob:
         self._initial: list[str | None] = []
         self._unbacked_s = UNBACKED_TOTAL_S  # left
         self._refused: set[bytes] = set()  # signed statements whose bundle the trainer did not take
+        self._doubted: set[bytes] = set()  # those whose bundle led to a loss that was not finite
         self._uploads = UploadYield()
         self._fetched: ContentRef | None = None  # the parent's bundle, until the first checkpoint of our own
 
@@ -206,9 +204,9 @@ class TrainingJob:
         """The outcome of training from the first checkpoint that works, if one does; whether one could not
         be reached."""
         unreachable = False
-        for candidate in _order_to_try(await self._find_candidates()):
-            if candidate.data in self._refused or candidate.standing is Standing.REFUTED:
-                continue
+        found = order_to_try(await self._find_candidates())
+        usable = [c for c in found if c.data not in self._refused and c.standing is not Standing.REFUTED]
+        for place, candidate in enumerate(usable, 1):
             try:
                 end = self._end_at(candidate.statement)
                 if end is not None:
@@ -226,7 +224,23 @@ class TrainingJob:
                     unreachable = True
                 else:
                     self._refused.add(candidate.data)
+            except _NotFinite as error:
+                if not self._blames(candidate, usable[place:]):
+                    raise
+                log.warning(
+                    "%s: step %d is not gone on from: %s", self._role, candidate.statement.step, error
+                )
+                self._refused.add(candidate.data)
         return None, unreachable
+
+    def _blames(self, candidate: Candidate, others: Sequence[Candidate]) -> bool:
+        """Whether a loss that was not finite is the bundle's fault: a stranger's, and nothing of our own came
+        of it. Where nothing as credible is left it is tried once more: it may be honest, and all there is."""
+        if self._fetched is None or candidate.statement.holder == self._node.network.identity.node_id:
+            return False
+        again = candidate.data in self._doubted
+        self._doubted.add(candidate.data)
+        return again or any(one.credible or not candidate.credible for one in others)
 
     async def _fetch_resume(self, candidate: Candidate, attempt: int) -> Path | None:
         """The bundle's files, or None when asked to stop. Only what is credible goes before other fetches,
@@ -479,20 +493,6 @@ class TrainingJob:
             heldout_loss=float(message["heldout_loss"]),
             created_unix=clock.unix(),
         )
-
-
-def _order_to_try(found: Sequence[Candidate]) -> list[Candidate]:
-    """The credible ones first, but a role that somebody calls finished is looked at before it is trained on:
-    its trainer's claim lapses, and the check of its last checkpoint may take longer on a busy machine."""
-    ends = [one for one in found if one.statement.finished]
-    known = any(one.credible for one in ends)
-    first = (
-        []
-        if known
-        else going_on_order([one for one in ends if one.standing is Standing.UNCHECKED], MAX_ENDS_TRIED)
-    )
-    tried = {one.data for one in first}
-    return [*first, *(one for one in going_on_order(found, RESUME_CANDIDATES) if one.data not in tried)]
 
 
 async def _remove(folder: Path) -> None:

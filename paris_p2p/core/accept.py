@@ -33,6 +33,10 @@ a friend of the trainer's."""
 LOSS_TOLERANCE = 0.05
 LOSS_SLACK = 0.02
 """A loss measured again may exceed the one stated by so much: other devices round differently."""
+RAW_FACTOR = 2.0
+RAW_SLACK = 0.4
+"""The weights that are trained on may have a loss so far above that of their average: measured, it is up to a
+fifth, but a spike must not cost an honest trainer its work. 20 times `LOSS_SLACK`, for losses near zero."""
 WORST_OF_BASELINE = 1.5
 """Weights whose loss exceeds that of saying nothing by this factor were not trained for this."""
 
@@ -86,17 +90,17 @@ def standing(
 ) -> Standing:
     """The standing of a checkpoint. `checked`: this node found it good.
 
-    The own check beats every word. The organiser's word, either way, is enough; while it publishes, nobody
-    else's is, because keys are free and so are witnesses. Without it `Jury.needed` others must vouch, and
-    more than say the opposite.
+    The own check beats every word. The organiser's word, either way, is enough, whoever the holder is; while
+    it publishes, nobody else's is, because keys are free and so are witnesses. Without it `Jury.needed`
+    others must vouch, and more than say the opposite.
     """
     if checked:
         return Standing.CHECKED
-    if statement.holder in jury.ignored:
-        return Standing.REFUTED
     words = {word.owner: word.good for word in eligible(statement, attestations, jury)}
     if jury.organiser in words:
         return Standing.BACKED if words[jury.organiser] else Standing.REFUTED
+    if statement.holder in jury.ignored:
+        return Standing.REFUTED
     if jury.publishing:
         return Standing.UNCHECKED
     good = sum(words.values())
@@ -130,6 +134,35 @@ def loss_refusal(stated: float, measured: float, baseline: float | None = None) 
     if baseline is not None and measured > WORST_OF_BASELINE * baseline:
         return f"their held-out loss is {measured:.4f}, a network that says nothing has {baseline:.4f}"
     return None
+
+
+def raw_loss_refusal(stated: float, raw: float) -> str | None:
+    """Why raw weights with the held-out loss `raw` are not believed to have the average whose loss was stated
+    as `stated`. None: they are believed."""
+    if not math.isfinite(raw):
+        return "the raw weights' held-out loss is not finite"
+    if raw > stated * RAW_FACTOR + RAW_SLACK:
+        return f"the raw weights' held-out loss is {raw:.4f}, their average's was stated as {stated:.4f}"
+    return None
+
+
+def least_elsewhere(measured: float) -> float:
+    """The least loss that another honest machine may have measured where this one measured `measured`."""
+    return (measured - LOSS_SLACK) / (1 + LOSS_TOLERANCE)
+
+
+def holder_lied(stated: float, measured: float, baseline: float) -> bool:
+    """Whether who stated the loss of refused weights did so against better knowledge: no honest machine can
+    have measured so little. Otherwise rounding decided, and strangers choose what it decides on."""
+    return loss_refusal(stated, least_elsewhere(measured), baseline) is not None
+
+
+def witness_lied(stated: float, said: float, measured: float, baseline: float) -> bool:
+    """Whether who found such weights good with a loss of `said` did: `said` is further than twice the
+    tolerance from `measured` here, or is itself a reason to refuse them."""
+    low, high = sorted((said, measured))
+    apart = loss_refusal(low, least_elsewhere(high)) is not None
+    return apart or holder_lied(stated, said, baseline)
 
 
 def fair_order(

@@ -9,6 +9,7 @@ A resume folder: `resume.safetensors` with `weights/<name>`, `ema/<name>`, `exp_
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ TENSORS_NAME = "resume.safetensors"
 STATE_NAME = "resume.json"
 MAX_STATE_BYTES = 4096
 _PARTS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+MOMENT_SLACK = 1.05
+"""Rounding in fp32 moves a moment by 0.01 % or so over its memory of 1000 steps."""
 
 
 def save_weights(trainer: Trainer, folder: Path) -> None:
@@ -145,7 +148,32 @@ def _checked_tensors(trainer: Trainer, path: Path) -> dict[str, Tensor]:
             raise _bad(f"the bundle's {name} is not finite")
         if name.startswith("exp_avg_sq/") and bool((tensor < 0).any()):
             raise _bad(f"the bundle's {name} is negative, which no square is")
+    _check_moments(trainer, tensors)
     return tensors
+
+
+def _check_moments(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+    """Refuse moments that no gradients g leave behind: a step is as long as exp_avg / sqrt(exp_avg_sq).
+
+    m = (1 - b1) sum b1^k g_k and v = (1 - b2) sum b2^k g_k^2, so by Cauchy-Schwarz, with b1^k g_k as
+    (b1 / sqrt(b2))^k times sqrt(b2)^k g_k, m^2 <= v (1 - b1)^2 / (1 - b2) / (1 - b1^2 / b2). Where v has
+    underflowed, m is below Adam's epsilon, and moves no weight further than any step does. The gradients are
+    clipped, so all of v comes to the clip's square at most; more would stop the training for long.
+    """
+    group = trainer.optimizer.optimizer.param_groups[0]
+    (b1, b2), tiny = group["betas"], float(group["eps"])
+    steepest = MOMENT_SLACK * (1 - b1) / math.sqrt((1 - b2) * (1 - b1**2 / b2))
+    total = 0.0
+    for name, squares in tensors.items():
+        if not name.startswith("exp_avg_sq/"):
+            continue
+        of = name.removeprefix("exp_avg_sq/")
+        total += float(squares.double().sum())
+        if bool((tensors[f"exp_avg/{of}"].abs() > steepest * squares.sqrt() + tiny).any()):
+            raise _bad(f"the bundle's exp_avg/{of} is larger than its exp_avg_sq allows")
+    clip = trainer.plan.training.gradient_clip
+    if clip > 0 and total > MOMENT_SLACK * clip**2:
+        raise _bad(f"the bundle's exp_avg_sq come to {total:.3g}, gradients are clipped to {clip:g}")
 
 
 def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], names: list[str], step: int) -> None:

@@ -152,12 +152,15 @@ def make_trainer(start: Start) -> "Trainer":
 
 
 def check_resumed(trainer: "Trainer", stated_loss: float) -> None:
-    """Refuse a bundle whose average weights are worse than its signed statement says: well formed is not yet
-    well trained. Raises `TrainingError` of kind `bad_resume`."""
-    from paris_p2p.core.accept import loss_refusal
+    """Refuse a bundle whose average weights are worse than its signed statement says, or whose raw ones,
+    which training goes on from and nobody else looks at, are not theirs: well formed is not yet well trained.
+    Raises `TrainingError` of kind `bad_resume`."""
+    from paris_p2p.core.accept import loss_refusal, raw_loss_refusal
     from paris_p2p.diffusion.training import TrainingError
 
-    reason = loss_refusal(stated_loss, trainer.heldout_loss())
+    reason = loss_refusal(stated_loss, trainer.heldout_loss()) or raw_loss_refusal(
+        stated_loss, trainer.heldout_loss(raw=True)
+    )
     if reason is not None:
         raise TrainingError("bad_resume", f"the bundle's weights are not what was announced: {reason}")
 

@@ -16,12 +16,15 @@ from paris_p2p.core.accept import (
     check_weights_header,
     choose_checkpoint,
     fair_order,
+    holder_lied,
     limit_per_holder,
     loss_refusal,
     measured_loss,
     order_checkpoints,
+    raw_loss_refusal,
     refusal,
     standing,
+    witness_lied,
 )
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
@@ -218,6 +221,8 @@ def test_strangers_that_are_no_members_and_caught_liars_do_not_count() -> None:
     assert stands(*words, before=jury(HOLDER, *PEERS[:1], *PEERS[2:])) is Standing.UNCHECKED
     assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(PEERS[0],))) is Standing.UNCHECKED
     assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(HOLDER,))) is Standing.REFUTED
+    caught = jury(HOLDER, *PEERS, ignored=(HOLDER,), publishing=True)
+    assert stands(says(ORGANISER.node_id), before=caught) is Standing.BACKED  # it looked at this one
 
 
 def test_more_must_find_it_good_than_bad() -> None:
@@ -250,6 +255,34 @@ def test_a_loss_is_believed_when_it_measures_as_stated(
 ) -> None:
     said = loss_refusal(stated, measured, baseline)
     assert said is None if reason is None else reason in (said or "")
+
+
+@pytest.mark.parametrize(
+    ("stated", "said", "measured", "holder", "witness"),
+    [
+        (0.457143, 0.5, 0.500001, False, False),  # between two honest measurements
+        (0.457143, 0.44, 0.51, False, False),
+        (0.457143, 0.3, 0.5001, False, True),  # no machine measures so little
+        (0.1, 0.9, 0.9, True, True),  # its own figure is a reason to refuse them
+        (0.0, 0.0, 0.9, True, True),
+        (9.0, 1.801, 1.801, False, False),  # 1.5 times the baseline, nearly
+        (9.0, 9.0, 9.0, True, True),
+        (0.5, 0.5, float("inf"), True, True),
+    ],
+)
+def test_nobody_lied_where_rounding_decides(
+    stated: float, said: float, measured: float, holder: bool, witness: bool
+) -> None:
+    assert loss_refusal(stated, measured, 1.2) is not None
+    assert holder_lied(stated, measured, 1.2) is holder
+    assert witness_lied(stated, said, measured, 1.2) is witness
+
+
+@pytest.mark.parametrize(
+    ("raw", "believed"), [(0.02, True), (0.4, True), (0.5, False), (float("nan"), False)]
+)
+def test_raw_weights_may_be_worse_than_their_average_within_reason(raw: float, believed: bool) -> None:
+    assert (raw_loss_refusal(0.01, raw) is None) is believed
 
 
 def test_one_key_has_only_so_many_checkpoints_and_the_backed_ones_stay() -> None:

@@ -157,6 +157,23 @@ def test_a_bundle_must_measure_as_its_signed_statement_says(tmp_path: Path) -> N
     assert kinds(link) == ["ready", "stopped"]
 
 
+def test_the_raw_weights_of_a_bundle_must_be_those_of_its_average(tmp_path: Path) -> None:
+    """The average is what others check; training goes on from the raw ones."""
+    recipe = toy_recipe()
+    trainer = toy_trainer(recipe)
+    trainer.train_step()
+    stated = trainer.heldout_loss()
+    assert trainer.heldout_loss(raw=True) == pytest.approx(stated, rel=0.2)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    save_resume(trainer, tmp_path / "bundle")
+    message = start_message(tmp_path, recipe, str(tmp_path / "bundle"))
+    with pytest.raises(TrainingError, match="raw weights' held-out loss") as caught:
+        run(parse_start({**message, "resume_loss": stated}), RecordedLink(after=1))
+    assert error_kind(caught.value) == "bad_resume"
+
+
 def test_a_device_that_is_not_there_is_a_matter_of_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cuda:99") as caught:
         run(parse_start({**start_message(tmp_path, toy_recipe()), "device": "cuda:99"}), RecordedLink())

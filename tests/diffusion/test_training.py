@@ -192,6 +192,9 @@ NAME = "proj_out.bias"
         (lambda f: edit_tensors(f, lambda t: t.update({f"weights/{NAME}": torch.zeros(3)})), NAME),
         (lambda f: edit_tensors(f, lambda t: t[f"exp_avg/{NAME}"].fill_(torch.nan)), "not finite"),
         (lambda f: edit_tensors(f, lambda t: t[f"exp_avg_sq/{NAME}"].fill_(-1)), "negative"),
+        (lambda f: edit_tensors(f, lambda t: t[f"exp_avg/{NAME}"].fill_(1e30)), "exp_avg_sq allows"),
+        (lambda f: edit_tensors(f, lambda t: t[f"exp_avg_sq/{NAME}"].fill_(1e-12)), "exp_avg_sq allows"),
+        (lambda f: edit_tensors(f, lambda t: t[f"exp_avg_sq/{NAME}"].fill_(1e30)), "clipped"),
         (lambda f: edit_tensors(f, lambda t: t["generator"].fill_(255)), "generator"),
     ],
 )
@@ -200,6 +203,22 @@ def test_a_spoilt_resume_bundle_is_refused(bundle: Path, spoil: Callable[[Path],
     with pytest.raises(TrainingError, match=match) as caught:
         load_resume(toy_trainer(toy_recipe()), bundle)
     assert caught.value.kind == "bad_resume"
+
+
+def test_moments_as_steep_as_gradients_can_make_them_are_accepted(tmp_path: Path) -> None:
+    """Gradients that grow as (b2 / b1)^k come closest to the bound; and those that are nearly nothing."""
+    trainer = toy_trainer(toy_recipe(steps=60))
+    parameters = list(trainer.model.parameters())
+    for k in range(50):
+        for parameter in parameters[1:]:
+            parameter.grad = torch.full_like(parameter, 1e-8 * (0.999 / 0.9) ** k)
+        parameters[0].grad = torch.full_like(parameters[0], 1e-25)
+        trainer.optimizer.step()
+    moments = trainer.optimizer.optimizer.state[parameters[1]]
+    assert float((moments["exp_avg"] ** 2 / moments["exp_avg_sq"]).max()) > 52
+    trainer.step = 50
+    save_resume(trainer, tmp_path / "resume")
+    load_resume(toy_trainer(toy_recipe(steps=60)), tmp_path / "resume", 50)
 
 
 def test_a_bundle_of_another_step_than_the_signed_one_is_refused(bundle: Path) -> None:

@@ -7,6 +7,7 @@ import trio
 
 from paris_node.run_node import EXAMINE_STALL_S
 from paris_p2p import clock
+from paris_p2p.core.accept import LOSS_SLACK, LOSS_TOLERANCE
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import Role
 from paris_p2p.store.content_store import ContentStore
@@ -93,6 +94,20 @@ async def test_a_false_loss_discredits_its_signer_and_who_measured_it_and_nobody
     await run_for(20, node.announce_loop, node.replicate_loop)
     assert bad in node.checker.known().rejected
     assert node.checker.known().liars == {network.identity.node_id, lied.node_id}
+
+
+async def test_a_loss_between_two_honest_measurements_makes_nobody_a_liar(
+    world: Any, autojump_clock: Any
+) -> None:
+    bait, _ = finished_by(world, "mallory", loss=(0.5 - LOSS_SLACK) / (1 + LOSS_TOLERANCE))
+    alice = Identity(b"f" * 32)
+    world.takes_part(alice)
+    world.attests(alice, ROLE, bait, loss=0.5)
+    world.measure = lambda _message: {"type": "measured", "loss": 0.500001, "baseline": 1.2}
+    node, _ = world.run_node(world.network("bob", seeds=True), mirror=True)
+    await run_for(20, node.announce_loop, node.replicate_loop)
+    assert bait in node.checker.known().rejected
+    assert node.checker.known().liars == set()
 
 
 async def test_a_false_statement_about_good_weights_does_not_take_them_away_from_an_honest_copy(

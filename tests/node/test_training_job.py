@@ -333,6 +333,31 @@ async def test_a_role_that_diverges_on_every_path_has_failed(world: Any, autojum
     assert len(named(events(), "rolled_back")) == 3
 
 
+@pytest.mark.parametrize(("older", "steps"), [(True, [60, 50]), (False, [60, 60, 0])])
+async def test_a_strangers_bundle_that_leads_to_no_number_is_not_gone_back_to(
+    world: Any, autojump_clock: Any, older: bool, steps: list[int]
+) -> None:
+    """Where there is nothing else, it has a second chance on another path."""
+    made = []
+    for step, term, key in ((50, 1 << 32, b"a"), (60, 2 << 32, b"m"))[not older :]:
+        holder = world.network(key.decode(), seeds=True)
+        data, _ = world.checkpoint(holder.identity, ROLE, step, term=term, store=holder.store)
+        world.announces(holder.identity, data, ROLE)
+        made.append(data)
+    world.attests(ORGANISER, ROLE, *made)
+
+    async def poisoned(trainer: Any) -> None:
+        if trainer.start["resume_step"] < 60:
+            return await trains_well(trainer)
+        trainer.ready(60)
+        trainer.say("error", kind="nan", message="the training loss is nan at step 61")
+
+    world.scripts = [poisoned]
+    job, _, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert [trainer.start["resume_step"] for trainer in world.trainers] == steps
+
+
 async def test_a_crowd_of_keys_does_not_hide_what_a_role_is_gone_on_from(
     world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
