@@ -20,9 +20,8 @@ from paris_p2p.wire.bep52 import HASH_BYTES, MAX_INFO_BYTES, Layout
 GRACE_S = 5.0
 MIN_BYTES_PER_S = 64 * 1024
 MAX_DOUBLINGS = 6
-MAX_FRESH = (
-    64  # for more strangers than that a fetch of which nothing comes does not outlive its stall timeout
-)
+MAX_FRESH = 64
+"""For more strangers than that a fetch of which nothing comes does not outlive its stall timeout."""
 
 
 @dataclass(slots=True)
