@@ -41,7 +41,7 @@ import psutil
 import trio
 
 from benchmarks.chaos_story import KINDS, SETTLED_S, Event, Kill, Story, figures
-from benchmarks.lab.nodes import change_manifest, kind_of, working_folder
+from benchmarks.lab.nodes import LOOPBACK, home_of, kind_of, publish_digits, working_folder
 from paris_node.actor import Actor, Cast
 from paris_node.network import NetworkRequest, open_network
 from paris_node.runs import find_run
@@ -52,7 +52,6 @@ from paris_p2p.store.home import Home
 from paris_p2p.store.locks import try_lock
 from paris_p2p.wire.manifest import Manifest
 
-LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 FIRST = (*((kind, True) for kind in KINDS), *((kind, kind == "trainer") for kind in KINDS))
 """Kinds of victim and whether it holds a role: these come first into the draw."""
 AWAY_S = (3.0, 8.0)
@@ -99,17 +98,11 @@ class Chaos:
             nursery.cancel_scope.cancel()
 
     async def _prepare(self) -> None:
-        out = self.folder / "run"
-        arguments = ["prepare", "digits", "--out", str(out), "--name", "chaos", "--json"]
-        arguments += ["--clusters", str(self.options.clusters), "--steps", str(self.options.steps)]
-        arguments += ["--home", str(self.home("organiser"))]
-        await self.cast.start("prepare", arguments).last_event("prepared")
-        change_manifest(out / "manifest.paris", self.home("organiser"), self._set_times)
-        listen = ["--listen", LOOPBACK, "--json", "--home"]
-        boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
-        self.bootstrap = str((await boot.event("listening"))["addresses"][0])
-        publish = ["publish", str(out), "--bootstrap", self.bootstrap, *listen, str(self.home("organiser"))]
-        await self.cast.start("publisher", publish).event("published")
+        clusters, steps = self.options.clusters, self.options.steps
+        published = await publish_digits(
+            self.cast, self.folder, "chaos", clusters=clusters, steps=steps, change=self._set_times
+        )
+        self.bootstrap = published.bootstrap
 
     def _set_times(self, manifest: Manifest) -> Manifest:
         options = self.options
@@ -121,7 +114,7 @@ class Chaos:
 
     def home(self, node: str) -> Path:
         """The home folder of a node."""
-        return self.folder / "homes" / node
+        return home_of(self.folder, node)
 
     def start(self, node: str) -> None:
         """Start a volunteer, for the first time or again."""

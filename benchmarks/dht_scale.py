@@ -9,8 +9,8 @@ drawn from `--rtt` and is lost with probability `--loss`. Latency is virtual, so
 sequential rounds; calls and bytes per operation and CPU are counted.
 
 For each network the operations are repeated for runs of several sizes (`--roles`): one store of a claim; one
-observation, which reads the claims and announcements of every role and the members. Last line: one JSON
-object.
+observation, which reads the claims, announcements and attestations of every role and the members. Last
+line: one JSON object.
 """
 
 import argparse
@@ -37,6 +37,8 @@ from paris_p2p.ids import Role, RunId, Term
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import (
     AnnounceRecord,
+    AttestRecord,
+    Check,
     ClaimRecord,
     MemberRecord,
     SignedRecord,
@@ -65,8 +67,8 @@ def role_names(count: int) -> list[Role]:
 
 def keys_of(roles: Sequence[Role]) -> list[tuple[str, bytes]]:
     """What one observation reads."""
-    scopes = [role_scope(RUN, role) for role in roles]
-    return [*(("claim", s) for s in scopes), *(("announce", s) for s in scopes), ("member", RUN)]
+    kinds = ("claim", "announce", "attest")
+    return [*((kind, role_scope(RUN, role)) for kind in kinds for role in roles), ("member", RUN)]
 
 
 def claim(owner: Identity, role: Role, now: float) -> SignedRecord:
@@ -81,6 +83,7 @@ def records_of(owner: Identity, role: Role, now: float) -> list[SignedRecord]:
     return [
         claim(owner, role, now),
         sign_record(owner, announced, role_scope(RUN, role), now + TTL_S),
+        sign_record(owner, AttestRecord((Check(bytes(32), True, 0.5),)), role_scope(RUN, role), now + TTL_S),
         sign_record(owner, member, RUN, now + 300.0),
     ]
 

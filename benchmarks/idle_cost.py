@@ -23,12 +23,11 @@ from typing import Any
 import psutil
 import trio
 
-from benchmarks.lab.nodes import change_manifest, kind_of, working_folder
+from benchmarks.lab.nodes import LOOPBACK, home_of, kind_of, publish_digits, working_folder
 from paris_node.actor import Actor, Cast
 from paris_p2p import clock
 from paris_p2p.wire.manifest import Manifest
 
-LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 SETTLE_S = 20.0
 """After the last trainer has started: everything has been copied and announced by then."""
 
@@ -48,10 +47,6 @@ class Measurement:
         self.kinds: dict[str, list[Actor]] = defaultdict(list)
         self.claimed: set[str] = set()
 
-    def home(self, name: str) -> Path:
-        """The home folder of a program."""
-        return self.folder / "homes" / name
-
     def set_lease(self, manifest: Manifest) -> Manifest:
         """The times asked for."""
         options = self.options
@@ -60,27 +55,21 @@ class Measurement:
 
     async def prepare(self) -> list[str]:
         """The run and its publisher; the options every further node needs."""
-        out = self.folder / "run"
-        arguments = ["prepare", "digits", "--out", str(out), "--name", "idle", "--json", "--steps", "100000"]
-        arguments += ["--clusters", str(self.options.holders - 1), "--home", str(self.home("organiser"))]
-        await self.cast.start("prepare", arguments).last_event("prepared")
-        change_manifest(out / "manifest.paris", self.home("organiser"), self.set_lease)
+        clusters = self.options.holders - 1
+        published = await publish_digits(
+            self.cast, self.folder, "idle", clusters=clusters, steps=100_000, change=self.set_lease
+        )
+        self.kinds["bootstrap"].append(published.boot)
+        self.kinds["publisher"].append(published.publisher)
         listen = ["--listen", LOOPBACK, "--json", "--home"]
-        boot = self.cast.start("boot", [*listen, str(self.home("boot"))], program="paris_bootstrap")
-        address = str((await boot.event("listening"))["addresses"][0])
-        publish = ["publish", str(out), "--bootstrap", address, *listen, str(self.home("organiser"))]
-        publisher = self.cast.start("publisher", publish)
-        await publisher.event("published")
-        self.kinds["bootstrap"].append(boot)
-        self.kinds["publisher"].append(publisher)
-        return ["join", "--threads", "1", "--bootstrap", address, *listen]
+        return ["join", "--threads", "1", "--bootstrap", published.bootstrap, *listen]
 
     async def start(self) -> None:
         """All nodes, the trainers stopped."""
         join = await self.prepare()
         for number in range(self.options.holders + self.options.standby):
             name = f"n{number}"
-            actor = self.cast.start(name, [*join, str(self.home(name))])
+            actor = self.cast.start(name, [*join, str(home_of(self.folder, name))])
             if number < self.options.holders:
                 await actor.event("step")
                 processes(actor)["trainer"].send_signal(signal.SIGSTOP)

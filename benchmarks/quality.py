@@ -10,6 +10,7 @@ called again with more seeds or more contenders, it goes on from there. `results
 
 `--ddpm-every N` adds the experts with every N-th one trained as a DDPM noise predictor; `--shared-start` adds
 experts that start from one network which saw half of the samples (as the paper's video successor does it);
+`--kept-rate S` experts whose start saw the share S of them and leaves bringing the rate down to them;
 `--full` adds mixing all experts, `--knobs` other temperatures and a threshold.
 
 The last line is one JSON object. `ratio`: Frechet distance of the best sparse routing (Top-1 or Top-2,
@@ -100,7 +101,12 @@ def one_seed(arguments: argparse.Namespace, pool: ProcessPoolExecutor, seed: int
         pool.submit(prepare_run, settings, root / "prepared").result()
     task = Task(settings, root / "prepared", root / "networks", arguments.device)
     wanted = contenders(
-        settings, arguments.ddpm_every, arguments.shared_start, arguments.full, arguments.knobs
+        settings,
+        arguments.ddpm_every,
+        arguments.shared_start,
+        arguments.full,
+        arguments.knobs,
+        arguments.kept_rate,
     )
     trained: dict[str, Any] = {}
     for group in networks_for(wanted, settings):
@@ -309,6 +315,7 @@ def main() -> None:
     parser.add_argument("--feature-steps", type=int, default=300)
     parser.add_argument("--ddpm-every", type=int, default=0, metavar="N")
     parser.add_argument("--shared-start", action="store_true")
+    parser.add_argument("--kept-rate", type=float, metavar="SHARE")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--knobs", action="store_true")
     parser.add_argument("--device", default="cpu")

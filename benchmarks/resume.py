@@ -3,7 +3,7 @@
 Trains two small experts (flow matching, and noise prediction) and a router with the node's real trainer
 process: once to the end, and once killed `--kills` times at moments drawn at random and started again from
 the newest checkpoint it had handed over. Compared at every checkpoint, bit for bit: the held-out loss and the
-SHA-256 of the resume bundle's tensors (weights, average, both moments, the generator), on which all that
+SHA-256 of the resume bundle's tensors (weights, average, both moments), on which all that
 follows depends. The last line is one JSON object; `ratio` is the share of checkpoints that are equal (the bar
 is 1.0).
 
@@ -96,13 +96,11 @@ def _write_shard(folder: Path, cluster: int) -> str:
         "caption_index": torch.arange(IMAGES) % 3,
         "captions": torch.randn(3, TOKENS, WIDTH, generator=generator),
         "uncond": torch.zeros(TOKENS, WIDTH),
+        "caption_texts": torch.tensor(list(b'["a", "b", "c"]'), dtype=torch.uint8),
     }
     place = folder / f"shard-{cluster}"
     place.mkdir()
-    captions = json.dumps(["a", "b", "c"])
-    save_file(
-        tensors, place / "shard.safetensors", {"format": "1", "cluster": str(cluster), "captions": captions}
-    )
+    save_file(tensors, place / "shard.safetensors", {"format": "2", "cluster": str(cluster)})
     return str(place)
 
 

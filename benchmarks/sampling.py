@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from paris_p2p import clock
+from paris_p2p.components.presets import PRESETS
 from paris_p2p.components.text import TextEncoder
 from paris_p2p.components.tokenizer import Tokenizer
 from paris_p2p.diffusion import networks
 from paris_p2p.diffusion.generate import DTYPES
 from paris_p2p.diffusion.pipeline import ParisPipeline
-from paris_p2p.diffusion.recipes import PRESETS, preset
+from paris_p2p.diffusion.recipes import preset
 from paris_p2p.diffusion.sampling import Ensemble, Member, Routing, make_scheduler, sample
 from paris_p2p.wire.manifest import Recipe
 

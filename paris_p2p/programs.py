@@ -25,6 +25,7 @@ from paris_p2p.errors import (
     TransportError,
     WorkerError,
 )
+from paris_p2p.open_files import allow_many
 from paris_p2p.workers.child import install_death_signal
 
 DIE_WITH_PARENT = "PARIS_DIE_WITH_PARENT"
@@ -69,8 +70,8 @@ class Output:
             self.say(text)
 
     def data(self, value: Any) -> None:
-        """One JSON object on a line of its own."""
-        print(json.dumps(value, ensure_ascii=False), file=self._stdout, flush=True)
+        """One JSON object on a line of its own, in ASCII: terminals obey some of what strangers write."""
+        print(json.dumps(value), file=self._stdout, flush=True)
 
     def say(self, text: str) -> None:
         """A line for people; silent with `--json`."""
@@ -78,9 +79,17 @@ class Output:
             print(text, file=self._stdout, flush=True)
 
 
-def exit_code_of(error: BaseException) -> int:
-    """The exit code a program ends with after `error`."""
-    return _remedy(error)[0]
+def version_text(program: str) -> str:
+    """What `--version` prints: the versions that decide who can talk to whom."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from paris_p2p.wire.records import PROTOCOL_VERSION
+
+    try:
+        ours = version("paris-p2p")
+    except PackageNotFoundError:  # run from its source, which was never installed
+        ours = "(not installed)"
+    return f"{program} {ours}, protocol {PROTOCOL_VERSION}, Python {sys.version.split()[0]}"
 
 
 def run_program(body: Callable[[], int | None], *, debug: bool = False) -> int:
@@ -93,6 +102,7 @@ def run_program(body: Callable[[], int | None], *, debug: bool = False) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _tie_to_parent()
+        allow_many()
         return body() or EXIT_DONE
     except BaseException as raised:  # noqa: BLE001 - the last catcher: every error becomes an exit code
         error = _single(raised)
@@ -166,10 +176,23 @@ def _report(error: BaseException, debug: bool) -> int:
     return code
 
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class _Brief(logging.Formatter):
+    """`12:52:45 warning: …`; what is no warning goes without the word."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+        return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
+
+
 def set_up_logging(debug: bool) -> None:
-    """Logs go to stderr: warnings and up, or everything of ours with `debug`."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    """Logs go to stderr: warnings and up, or everything of ours with `debug`. On a terminal briefly, as they
+    stand between a command's own lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Brief() if sys.stderr.isatty() and not debug else logging.Formatter(LOG_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("paris_p2p").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.getLogger("paris_node").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from paris_p2p.errors import (
     TransportError,
     WorkerError,
 )
-from paris_p2p.programs import DIE_WITH_PARENT, Output, exit_code_of, run_program
+from paris_p2p.programs import DIE_WITH_PARENT, Output, _Brief, run_program
 
 EXIT_CODES: list[tuple[BaseException, int]] = [
     (ConfigError("x"), 2),
@@ -65,7 +67,7 @@ def raising(error: BaseException) -> int:
 
 @pytest.mark.parametrize(("error", "code"), EXIT_CODES)
 def test_every_error_has_its_exit_code(error: BaseException, code: int) -> None:
-    assert exit_code_of(error) == code == raising(error)
+    assert raising(error) == code
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (4, 4), (130, 130)])
@@ -156,12 +158,21 @@ def test_with_json_every_event_is_one_object_on_a_line_and_nothing_else() -> Non
     output = Output(True, out)
     output.event("step", "step 1\nof 2", role="expert-0", step=1, loss=0.5)
     output.say("for people")
-    output.data({"name": "día\n"})
+    output.data({"name": "día\n\x9b2J\u202e"})
+    assert out.getvalue().isascii() and "\x1b" not in out.getvalue()
     lines = out.getvalue().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"event": "step", "role": "expert-0", "step": 1, "loss": 0.5},
-        {"name": "día\n"},
+        {"name": "día\n\x9b2J\u202e"},
     ]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_on_a_terminal_a_log_line_is_brief(level: int) -> None:
+    record = logging.LogRecord("paris_node.x", level, "", 1, "the %s is away", ("network",), None)
+    line = _Brief().format(record)
+    word = "warning: " if level == logging.WARNING else ""
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {word}the network is away", line)
 
 
 def test_for_people_only_the_text_is_said() -> None:

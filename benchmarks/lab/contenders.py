@@ -4,7 +4,9 @@ Owns: the names, the recipe behind each, one training, one judgement. Does not o
 anything a user has: data, training, sampling and scores are the package's own.
 
 Networks: `monolithic`, `monolithic-control`, `router`, `router-text-free`, `expert-K`, `expert-K-ddpm`,
-`start` (one network, half of the samples), `expert-K-started` (from `start`, the other half).
+`start` (one network, half of the samples, its rate falls to zero), `expert-K-started` (from `start`, the
+other half), `start-S` (one network, the share S of the samples, its rate stays), `expert-K-after-S` (from
+`start-S`).
 """
 
 import dataclasses
@@ -68,7 +70,12 @@ class Contender:
 
 
 def contenders(
-    settings: Settings, ddpm_every: int, shared_start: bool, full: bool, knobs: bool
+    settings: Settings,
+    ddpm_every: int,
+    shared_start: bool,
+    full: bool,
+    knobs: bool,
+    kept_rate: float | None = None,
 ) -> list[Contender]:
     """Everyone that is judged, the headline first."""
     clusters = range(settings.clusters)
@@ -85,9 +92,16 @@ def contenders(
         for title, router in ROUTERS.items():
             found.append(Contender(f"top-2, {title}, 1 in {ddpm_every} DDPM", mixed, router, 2))
     if shared_start:
+        found.append(Contender("the shared start alone", (START,)))
         started = tuple(f"expert-{k}-started" for k in clusters)
         for title, router in ROUTERS.items():
             found += [Contender(f"top-{k}, {title}, shared start", started, router, k) for k in (1, 2)]
+    if kept_rate is not None:
+        what = f"start of {kept_rate:g} that keeps its rate"
+        found.append(Contender(f"the {what} alone", (f"{START}-{kept_rate:g}",)))
+        after = tuple(f"expert-{k}-after-{kept_rate:g}" for k in clusters)
+        for title, router in ROUTERS.items():
+            found += [Contender(f"top-{k}, {title}, {what}", after, router, k) for k in (1, 2)]
     if knobs:
         title = "text-aware router"
         found += [
@@ -101,10 +115,20 @@ def contenders(
 def networks_for(wanted: list[Contender], settings: Settings) -> list[list[str]]:
     """The networks the contenders need: those that need none other, the longest first, then the rest."""
     names = list(dict.fromkeys(name for contender in wanted for name in contender.networks))
-    started = [name for name in names if name.endswith("-started")]
-    first = [name for name in names if name not in started] + [START] * bool(started)
-    length = {"monolithic-control": 0, "monolithic": 1, START: 2, TEXT: 3, PUBLISHED: 4}
-    return [sorted(first, key=lambda name: length.get(name, 5)), started]
+    later = [name for name in names if start_of(name) is not None]
+    starts = [START, *(name for name in names if name.startswith(f"{START}-"))]
+    longest = ["monolithic-control", "monolithic", *starts, TEXT, PUBLISHED]
+    length = {name: place for place, name in enumerate(longest)}
+    first = [name for name in names if name not in later]
+    return [sorted(first, key=lambda name: length.get(name, len(longest))), later]
+
+
+def start_of(network: str) -> str | None:
+    """The network that `network` starts from; None: from random weights."""
+    if network.endswith("-started"):
+        return START
+    _, after, share = network.partition("-after-")
+    return f"{START}-{share}" if after else None
 
 
 def prepare_run(settings: Settings, folder: Path) -> None:
@@ -134,6 +158,7 @@ def prepare_run(settings: Settings, folder: Path) -> None:
 def recipe_for(signed: SignedManifest, network: str) -> Recipe:
     """The recipe that `network` is trained by."""
     from paris_p2p.diffusion import local
+    from paris_p2p.diffusion.start import after_start, start_recipe
 
     recipe = signed.manifest.recipe
     clusters = len(signed.manifest.clusters)
@@ -145,6 +170,10 @@ def recipe_for(signed: SignedManifest, network: str) -> Recipe:
     if network == START:
         half = with_steps(recipe, training.steps // 2)
         return local.monolithic(half, clusters, batch_size=training.batch_size)
+    if network.startswith(f"{START}-"):
+        return start_recipe(recipe, clusters, float(network.removeprefix(f"{START}-")))
+    if "-after-" in network:
+        return after_start(recipe, float(network.partition("-after-")[2]))
     if network.endswith("-started"):
         return with_steps(recipe, training.steps - training.steps // 2)
     return without_text(recipe) if network == PUBLISHED else recipe
@@ -192,6 +221,7 @@ def train_one(task: Task, network: str) -> dict[str, Any]:
         refs = [(c.index, getattr(c, part)) for c in clusters]
         return Examples([load_shard(store.files(ref.info_hash), recipe, index) for index, ref in refs])
 
+    start = start_of(network)
     began = time.process_time()
     done = local.train(
         recipe,
@@ -201,7 +231,7 @@ def train_one(task: Task, network: str) -> dict[str, Any]:
         task.networks / network,
         variant=1 if network.endswith("-ddpm") else 0,
         device=task.device,
-        initial=weights_of(task, START) if network.endswith("-started") else None,
+        initial=None if start is None else weights_of(task, start),
     )
     return {
         "heldout_loss": done.heldout_loss,

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,10 +81,16 @@ class Star:
 
     def remove(self) -> None:
         """Remove what there is of it."""
-        there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=10).stdout
-        for name in (*self.nodes, self.switch):
-            if name in {line.split()[0] for line in there.splitlines() if line}:
-                subprocess.run(["ip", "netns", "del", name], check=False, timeout=10)
+        remove_namespaces((*self.nodes, self.switch))
+
+
+def remove_namespaces(names: Iterable[str]) -> None:
+    """Remove those of the network namespaces that there are, in that order."""
+    there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=10).stdout
+    existing = {line.split()[0] for line in there.splitlines() if line}
+    for name in names:
+        if name in existing:
+            subprocess.run(["ip", "netns", "del", name], check=False, timeout=10)
 
 
 def _shape(namespace: str, device: str, mbit: float) -> None:

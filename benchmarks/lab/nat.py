@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.lab.namespaces import cannot_run as cannot_make_namespaces
+from benchmarks.lab.namespaces import remove_namespaces
 
 SUBNET = "198.18.78"
 RULES = """
@@ -102,10 +103,7 @@ class Internet:
 
     def remove(self) -> None:
         """Remove what there is of it."""
-        there = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=10).stdout
-        for name in reversed(self._names):
-            if name in {line.split()[0] for line in there.splitlines() if line}:
-                subprocess.run(["ip", "netns", "del", name], check=False, timeout=10)
+        remove_namespaces(reversed(self._names))
 
 
 def _run(*argv: str, given: str | None = None) -> None:

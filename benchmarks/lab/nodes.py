@@ -1,20 +1,23 @@
 """What the benchmarks with whole nodes share.
 
-Owns: telling a node's processes apart, a folder for everything they write, a manifest with other times. Does
-not own: starting programs (`paris_node.actor`).
+Owns: telling a node's processes apart, a folder for everything they write, a published run of the digits with
+other times. Does not own: starting programs (`paris_node.actor`).
 """
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from paris_node.actor import Actor, Cast
 from paris_p2p.store.home import Home
 from paris_p2p.wire.manifest import Manifest, check_manifest, sign_manifest
 
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 MODULES = {
     "paris_p2p.dht.worker": "dht",
     "paris_p2p.diffusion.train_worker": "trainer",
@@ -45,6 +48,45 @@ def working_folder(prefix: str, keep: Path | None) -> Iterator[Path]:
         os.environ["TMPDIR"] = str(folder / "tmp")
         tempfile.tempdir = None
         yield folder
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A run that volunteers can join at `bootstrap`."""
+
+    boot: Actor
+    publisher: Actor
+    bootstrap: str
+
+
+async def publish_digits(
+    cast: Cast,
+    folder: Path,
+    name: str,
+    *,
+    clusters: int,
+    steps: int,
+    change: Callable[[Manifest], Manifest],
+) -> Published:
+    """The digits as a run called `name`, its manifest changed, with a bootstrap node and a publisher; homes
+    are those of `home_of`."""
+    out, organiser = folder / "run", home_of(folder, "organiser")
+    prepare = ["prepare", "digits", "--out", str(out), "--name", name, "--json", "--home", str(organiser)]
+    prepare += ["--clusters", str(clusters), "--steps", str(steps), "--short-lease"]
+    await cast.start("prepare", prepare).last_event("prepared")
+    change_manifest(out / "manifest.paris", organiser, change)
+    listen = ["--listen", LOOPBACK, "--json", "--home"]
+    boot = cast.start("boot", [*listen, str(home_of(folder, "boot"))], program="paris_bootstrap")
+    address = str((await boot.event("listening"))["addresses"][0])
+    publish = ["publish", str(out), "--bootstrap", address, *listen, str(organiser)]
+    publisher = cast.start("publisher", publish)
+    await publisher.event("published")
+    return Published(boot, publisher, address)
+
+
+def home_of(folder: Path, node: str) -> Path:
+    """The home folder of a node."""
+    return folder / "homes" / node
 
 
 def change_manifest(path: Path, organiser: Path, change: Callable[[Manifest], Manifest]) -> None:

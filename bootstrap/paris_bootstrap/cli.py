@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paris_p2p.programs import Output, run_program, set_up_logging
+from paris_p2p.programs import Output, run_program, set_up_logging, version_text
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/31337"
 
@@ -15,6 +15,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _folder(text: str) -> Path:
+    if not text:  # a script's unset variable; `pathlib` would take it for the present folder
+        raise typer.BadParameter("it is empty: name a folder (. is the present one)")
+    return Path(text)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version_text("paris-bootstrap"))
+        raise typer.Exit
 
 
 @app.command()
@@ -33,7 +45,12 @@ def bootstrap(
     ] = None,
     home: Annotated[
         Path | None,
-        typer.Option("--home", help="Folder of this node's key. Default: $PARIS_HOME, else the data folder."),
+        typer.Option(
+            "--home",
+            parser=_folder,
+            metavar="PATH",
+            help="Folder of this node's key. Default: $PARIS_HOME, else the data folder.",
+        ),
     ] = None,
     relay: Annotated[
         bool,
@@ -46,6 +63,10 @@ def bootstrap(
         bool, typer.Option("--json", help="One JSON object a line on stdout; logs on stderr.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Verbose logs, and tracebacks for errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit."),
+    ] = False,
 ) -> None:
     """The long-lived node by which others join. Prints its addresses, which stay the same over restarts.
 
@@ -53,6 +74,7 @@ def bootstrap(
     """
     from paris_bootstrap.serve import ServeRequest, run
 
+    del version  # its callback prints it
     set_up_logging(debug)
     request = ServeRequest(
         tuple(listen or [DEFAULT_LISTEN]), tuple(announce or []), tuple(other or []), home, relay

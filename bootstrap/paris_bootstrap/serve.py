@@ -70,6 +70,7 @@ async def _serve(config: DhtConfig, relay: bool, output: Output) -> int:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             nursery.start_soon(_serve_until_cancelled, config, relay, output)
             code = _exit_code(await anext(signals))
+            output.say("stopped")
             nursery.cancel_scope.cancel()
     return code
 
@@ -97,4 +98,5 @@ async def _serve_until_cancelled(config: DhtConfig, relay: bool, output: Output)
 
 def _greeting(addresses: tuple[str, ...]) -> str:
     lines = "\n".join(f"  {address}" for address in addresses)
-    return f"Listening. Others join with --bootstrap and one of\n{lines}\nCtrl-C stops."
+    join = f"others join with: paris-node join --bootstrap {addresses[0]}\n" if addresses else ""
+    return f"Listening. Others join with --bootstrap and one of\n{lines}\n{join}Ctrl-C stops."

@@ -42,7 +42,7 @@ class _Kept:
 
 
 class Announcer:
-    """The records a node keeps alive: `say` adds, `forget_removed` drops, `flush` writes what is due.
+    """The records a node keeps alive: `say` adds, `forget_refused` drops, `flush` writes what is due.
     `provide_ttl_s`: for how long others look for an item here after the last word."""
 
     def __init__(self, network: Network, *, provide_ttl_s: float = PROVIDE_TTL_S) -> None:
@@ -69,12 +69,14 @@ class Announcer:
         """Let the record of this kind under `scope`, if any, expire."""
         self._kept.pop((KIND_OF[payload], scope), None)
 
-    def forget_removed(self) -> None:
-        """Let the records of items that have left the store, and are not being fetched, expire."""
-        fetching = self._network.swarm.fetching()
+    def forget_refused(self) -> None:
+        """Let the records of items that have left the store, or were served enough, expire, but not of those
+        that are being fetched."""
+        swarm, store = self._network.swarm, self._network.store
+        fetching = swarm.fetching()
         for kind, scope in list(self._kept):
-            gone = kind == "provide" and not self._network.store.has(InfoHash(scope))
-            if gone and InfoHash(scope) not in fetching:
+            item = InfoHash(scope)
+            if kind == "provide" and item not in fetching and (swarm.refuses(item) or not store.has(item)):
                 del self._kept[kind, scope]
 
     def provide_parts(self, info_hashes: Iterable[InfoHash]) -> None:

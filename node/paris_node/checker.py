@@ -16,10 +16,11 @@ import trio
 
 from paris_node.judging import Candidate, Known
 from paris_node.network import Network
+from paris_p2p import clock
 from paris_p2p.core.accept import holder_lied, loss_refusal, witness_lied
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError, WorkerError
 from paris_p2p.ids import ROUTER, NodeId, Role
-from paris_p2p.store.weights import check_weights_file
+from paris_p2p.store.weights import NearLimitError, check_weights_file
 from paris_p2p.wire.checkpoint import CheckpointStatement, statement_digest
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import SignedManifest
@@ -78,6 +79,8 @@ class Checker:
         self._liars: OrderedDict[NodeId, None] = OrderedDict()
         self._roles: OrderedDict[bytes, Role] = OrderedDict()
         self._requests: trio.MemorySendChannel[_Request] | None = None
+        self.measured_s = 0.0
+        """Spent on measuring, in all."""
 
     def known(self) -> Known:
         """For judging what others say."""
@@ -93,22 +96,36 @@ class Checker:
             _remember(self._good, digest, Check(digest, True, loss))
         _remember(self._roles, digest, statement.role)
 
+    def found_useless(self, candidate: Candidate) -> None:
+        """A trainer of this node could not go on from its bundle. That is nobody else's lie: who vouches
+        looks at the weights only."""
+        digest = statement_digest(candidate.data)
+        self._good.pop(digest, None)
+        _remember(self._bad, digest, Check(digest, False, None))
+        _remember(self._roles, digest, candidate.statement.role)
+        _remember(self._rejected, candidate.data, None)
+
     def _found_bad(self, candidate: Candidate, error: RemoteProtocolError) -> None:
         """Remember that it is bad and who lied. Everybody can check the form, so everybody who vouched for
         bad form lied. Who could not measure vouches for the form alone: where only the loss is not as stated
         (`_LossRefused`), those lied who say that they measured it, unless machines that round differently
-        explain it: a stranger can state a loss between two honest measurements. The organiser mirrors
+        explain it: a stranger can state a loss between two honest measurements, or choose weights whose size
+        is the limit (`NearLimitError`: nobody lied). The organiser mirrors
         everything and may err: its word is overruled by this node's finding, and goes on to count
         elsewhere."""
-        digest = statement_digest(candidate.data)
-        _remember(self._bad, digest, Check(digest, False, None))
-        _remember(self._roles, digest, candidate.statement.role)
-        _remember(self._rejected, candidate.data, None)
+        self.found_useless(candidate)
+        if isinstance(error, NearLimitError):
+            return
         holder = candidate.statement.holder
         lied = _liars(candidate, error) if isinstance(error, _LossRefused) else {holder, *candidate.vouched}
         trusted = {self._network.identity.node_id, self._signed.manifest.organiser}
         for liar in sorted(lied - trusted):
             _remember(self._liars, liar, None)
+
+    def has_measured(self, data: bytes) -> bool:
+        """Whether this node measured the loss of these weights, and found it as stated."""
+        known = self._good.get(statement_digest(data))
+        return known is not None and known.loss is not None
 
     def attestation(self, role: Role, access: bytes) -> AttestRecord:
         """What this node has to say about the checkpoints of `role`; of the bad ones the latest two."""
@@ -117,8 +134,9 @@ class Checker:
         warned = bad[-2:]
         return AttestRecord((*warned, *mine[len(warned) - MAX_CHECKS :]), access)
 
-    async def examine(self, candidate: Candidate, folder: Path, *, measure: bool) -> None:
-        """Check the fetched weights of a candidate, and remember what came of it.
+    async def examine(self, candidate: Candidate, folder: Path, *, measure: bool, vouch: bool = True) -> None:
+        """Check the fetched weights of a candidate, and remember what came of it, with `vouch` also if they
+        are good: that others are told.
 
         Raises `RemoteProtocolError` when they are bad: then whoever lied about them is not believed again;
         `StoreError` when they were removed here meanwhile, which is nobody's lie.
@@ -134,7 +152,8 @@ class Checker:
                 raise StoreError("the weights were removed while they were checked") from error
             self._found_bad(candidate, error)
             raise
-        self.found_good(candidate.data, statement, loss)
+        if vouch:
+            self.found_good(candidate.data, statement, loss)
 
     async def _measured(self, statement: CheckpointStatement, folder: Path) -> float | None:
         """The weights' held-out loss, or None where it cannot be had. Raises `RemoteProtocolError`."""
@@ -208,9 +227,13 @@ class Checker:
         request: _Request | None = first
         while request is not None:
             with request.reply:
-                with trio.move_on_after(MEASURE_DEADLINE_S) as scope:
-                    await worker.send(request.message)
-                    answer = await worker.receive()
+                began = clock.monotonic()
+                try:
+                    with trio.move_on_after(MEASURE_DEADLINE_S) as scope:
+                        await worker.send(request.message)
+                        answer = await worker.receive()
+                finally:
+                    self.measured_s += clock.monotonic() - began
                 if scope.cancelled_caught:
                     log.warning("measuring %s took too long", request.message["role"])
                     return

@@ -1,15 +1,20 @@
 """The command line of `paris-node`: parses, calls one command module, returns its exit code.
 
+Owns: the commands that make a run and take part in it. Does not own: those that use models (`cli_models`)
+and for content without a run (`cli_content`), options that several take (`options`), what a command does
+(`commands`).
+
 Heavy imports stay inside the command bodies: `paris-node --help` imports neither torch nor hivemind nor
 libp2p.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from paris_node.cli_content import content
+from paris_node.cli_models import models
 from paris_node.options import (
     AllowOption,
     AnnounceOption,
@@ -17,19 +22,18 @@ from paris_node.options import (
     BootstrapOption,
     ClustersOption,
     DebugOption,
-    DeviceOption,
     DropDuplicatesOption,
-    DtypeOption,
     FolderArgument,
     HomeOption,
     InitFromOption,
+    InitShareOption,
     JsonOption,
     LanOption,
     LimitDownOption,
     LimitUpOption,
     ListenOption,
-    ModelOption,
-    PieceLengthOption,
+    PeerLimitDownOption,
+    PeerLimitUpOption,
     PublishedRouterOption,
     RestrictedOption,
     RunNameOption,
@@ -37,14 +41,17 @@ from paris_node.options import (
     SeedOption,
     SeedRatioOption,
     SeedTimeOption,
-    ShareListenOption,
+    ShortLeaseOption,
     StepsOption,
-    ThreadsOption,
+    TrainerDeviceOption,
     VariantOfOption,
     VariantOption,
-    ViaOption,
+    VersionOption,
+    go,
+    path_argument,
+    path_option,
 )
-from paris_p2p.programs import Output, run_program, set_up_logging
+from paris_p2p.programs import Output
 
 app = typer.Typer(
     name="paris-node",
@@ -56,9 +63,9 @@ app = typer.Typer(
 )
 
 
-def _go(body: Callable[[], int | None], as_json: bool, debug: bool) -> None:
-    set_up_logging(debug)
-    raise typer.Exit(run_program(body, debug=debug))
+@app.callback()
+def _program(version: VersionOption = False) -> None:
+    del version  # its callback prints it
 
 
 @app.command()
@@ -67,13 +74,14 @@ def prepare(
         str,
         typer.Argument(help="`digits`, a folder of captioned images, a parquet file, or webdataset tars."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run's manifest and content.")],
+    out: Annotated[Path, path_option("--out", help="Folder for the run's manifest and content.")],
     clusters: ClustersOption = None,
     preset: Annotated[str, typer.Option(help="Size of the model: tiny, small, b2 or xl2.")] = "tiny",
     variant: VariantOption = None,
     variant_of: VariantOfOption = None,
     published_router: PublishedRouterOption = False,
     init_from: InitFromOption = None,
+    init_share: InitShareOption = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side.")] = None,
     image_encoder: Annotated[
         str | None,
@@ -99,6 +107,7 @@ def prepare(
     drop_duplicates: DropDuplicatesOption = False,
     allow: AllowOption = None,
     restricted: RestrictedOption = False,
+    short_lease: ShortLeaseOption = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -117,8 +126,10 @@ def prepare(
         name=name,
         home=home,
         restricted=restricted,
+        short_lease=short_lease,
         allow=tuple(allow or ()),
         init_from=init_from,
+        init_share=init_share,
         variants=tuple(variant or ()),
         variant_of=tuple(variant_of or ()),
         router_text=not published_router,
@@ -130,22 +141,23 @@ def prepare(
         balanced=balanced,
         drop_duplicates=drop_duplicates,
     )
-    _go(lambda: run(request, Output(as_json)), as_json, debug)
+    go(lambda: run(request, Output(as_json)), debug)
 
 
 @app.command("prepare-merge")
 def prepare_merge(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="What `prepare --shard I/N --out` wrote, all parts.")
+        list[Path], path_argument(metavar="DIR…", help="What `prepare --shard I/N --out` wrote, all parts.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the run. Default: the first DIR.")
+        Path | None, path_option("--out", help="Folder for the run. Default: the first DIR.")
     ] = None,
     clusters: ClustersOption = None,
     variant: VariantOption = None,
     variant_of: VariantOfOption = None,
     published_router: PublishedRouterOption = False,
     init_from: InitFromOption = None,
+    init_share: InitShareOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     name: RunNameOption = None,
@@ -153,6 +165,7 @@ def prepare_merge(
     drop_duplicates: DropDuplicatesOption = False,
     allow: AllowOption = None,
     restricted: RestrictedOption = False,
+    short_lease: ShortLeaseOption = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     debug: DebugOption = False,
@@ -169,8 +182,10 @@ def prepare_merge(
         name=name,
         home=home,
         restricted=restricted,
+        short_lease=short_lease,
         allow=tuple(allow or ()),
         init_from=init_from,
+        init_share=init_share,
         variants=tuple(variant or ()),
         variant_of=tuple(variant_of or ()),
         router_text=not published_router,
@@ -178,7 +193,7 @@ def prepare_merge(
         drop_duplicates=drop_duplicates,
         parts=tuple(folders),
     )
-    _go(lambda: run(request, Output(as_json)), as_json, debug)
+    go(lambda: run(request, Output(as_json)), debug)
 
 
 @app.command()
@@ -195,13 +210,18 @@ def delegate(
     """Let one node claim roles of a restricted run for a while: prints a pass, for its `join --pass FILE`."""
     from paris_node.commands import delegate as command
 
-    _go(lambda: command.run(folder, peer, expires, home, Output(as_json)), as_json, debug)
+    go(lambda: command.run(folder, peer, expires, home, Output(as_json)), debug)
 
 
 @app.command()
 def publish(
     folder: FolderArgument,
     bootstrap: BootstrapOption = None,
+    limit_up: LimitUpOption = None,
+    limit_down: LimitDownOption = None,
+    peer_limit_up: PeerLimitUpOption = None,
+    peer_limit_down: PeerLimitDownOption = None,
+    lan: LanOption = False,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
     as_json: JsonOption = False,
@@ -209,11 +229,16 @@ def publish(
     debug: DebugOption = False,
 ) -> None:
     """Announce a prepared run, seed its content, mirror its checkpoints. Stays up until stopped."""
-    from paris_node.commands.publish import run
+    from paris_node.commands import publish as command
     from paris_node.network import NetworkRequest
+    from paris_node.sizes import read_limits
 
-    network = NetworkRequest(home, bootstrap, listen, announce, None)
-    _go(lambda: run(folder, network, Output(as_json)), as_json, debug)
+    def body() -> int:
+        limits = read_limits(limit_up, limit_down, peer_limit_up, peer_limit_down)
+        network = NetworkRequest(home, bootstrap, listen, announce, None, limits, lan=lan)
+        return command.run(folder, network, Output(as_json))
+
+    go(body, debug)
 
 
 @app.command()
@@ -221,7 +246,7 @@ def join(
     bootstrap: BootstrapOption = None,
     run: RunOption = None,
     role: Annotated[str | None, typer.Option(help="Claim only this role: expert-N or router.")] = None,
-    device: DeviceOption = "auto",
+    device: TrainerDeviceOption = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the trainer. Default: half the cores.")
     ] = None,
@@ -229,14 +254,17 @@ def join(
         bool, typer.Option("--until-complete", help="Exit 0 when every role is finished.")
     ] = False,
     pass_file: Annotated[
-        Path | None, typer.Option("--pass", help="File with the organiser's pass, for a restricted run.")
+        Path | None, path_option("--pass", help="File with the organiser's pass, for a restricted run.")
     ] = None,
     limit_up: LimitUpOption = None,
     limit_down: LimitDownOption = None,
+    peer_limit_up: PeerLimitUpOption = None,
+    peer_limit_down: PeerLimitDownOption = None,
     seed_ratio: SeedRatioOption = None,
     seed_time: SeedTimeOption = None,
     max_disk: Annotated[
-        str | None, typer.Option("--max-disk", help="The store may take this much: 50G. Default: the disk.")
+        str | None,
+        typer.Option("--max-disk", help="The store may take this much: 50G, 200GiB. Default: the disk."),
     ] = None,
     relay: Annotated[
         bool,
@@ -245,6 +273,7 @@ def join(
             help="Relay up to 2 MB/s for nodes behind routers, if this one can be dialled.",
         ),
     ] = False,
+    lan: LanOption = False,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
     as_json: JsonOption = False,
@@ -257,13 +286,15 @@ def join(
     from paris_node.sizes import read_bytes, read_limits
 
     def body() -> int:
-        limits = read_limits(limit_up, limit_down, seed_ratio, seed_time)
+        limits = read_limits(
+            limit_up, limit_down, peer_limit_up, peer_limit_down, seed_ratio=seed_ratio, seed_time=seed_time
+        )
         disk = read_bytes(max_disk, "--max-disk")
-        network = NetworkRequest(home, bootstrap, listen, announce, run, limits, disk, relay)
+        network = NetworkRequest(home, bootstrap, listen, announce, run, limits, disk, relay, lan)
         request = command.JoinRequest(network, role, device, threads, until_complete, pass_file=pass_file)
         return command.run(request, Output(as_json))
 
-    _go(body, as_json, debug)
+    go(body, debug)
 
 
 @app.command()
@@ -281,7 +312,7 @@ def status(
     from paris_node.network import NetworkRequest
 
     network = NetworkRequest(home, bootstrap, listen, None, run)
-    _go(lambda: command.run(network, once, Output(as_json)), as_json, debug)
+    go(lambda: command.run(network, once, Output(as_json)), debug)
 
 
 @app.command("fetch-model")
@@ -289,11 +320,16 @@ def fetch_model(
     bootstrap: BootstrapOption = None,
     run: RunOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Model folder. Default: in the home folder.")
+        Path | None, path_option("--out", help="Model folder. Default: in the home folder.")
     ] = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Write the model even if roles are missing.")
     ] = False,
+    limit_up: LimitUpOption = None,
+    limit_down: LimitDownOption = None,
+    peer_limit_up: PeerLimitUpOption = None,
+    peer_limit_down: PeerLimitDownOption = None,
+    lan: LanOption = False,
     listen: ListenOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -302,279 +338,15 @@ def fetch_model(
     """Gather router and experts from whoever has them, verify them, write a diffusers folder."""
     from paris_node.commands import fetch_model as command
     from paris_node.network import NetworkRequest
-
-    network = NetworkRequest(home, bootstrap, listen, None, run)
-    _go(lambda: command.run(network, out, allow_partial, Output(as_json)), as_json, debug)
-
-
-@app.command()
-def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.")],
-    model: ModelOption = None,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, max=1024, help="How many images.")] = 1,
-    seed: Annotated[int, typer.Option(help="Same seed, same image.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0.0, help="Classifier-free guidance scale.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Experts a step; 0 means all.")] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Only experts the router gives at least this probability."),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.01, help="Of the router; below 1 it is believed more.")
-    ] = 1.0,
-    scheduler: Annotated[str | None, typer.Option(help="euler, heun, unipc or dpm.")] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "fp32",
-    max_memory: Annotated[
-        str | None,
-        typer.Option("--max-memory", help="Most weights to hold at once, for example 2GB. Default: all."),
-    ] = None,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="With --max-memory on a GPU: keep the rest in main memory.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="A .png file for one image, or a folder. Default: here.")
-    ] = None,
-    grid: Annotated[
-        Path | None, typer.Option("--grid", help="Also write one PNG with a row of images a prompt.")
-    ] = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Draw images for a prompt with a fetched model. Needs no network."""
-    from paris_node.commands.generate import GenerateRequest, run
-
-    request = GenerateRequest(
-        prompts=tuple(prompts),
-        model=model,
-        n=n,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        top_k=top_k,
-        threshold=threshold,
-        temperature=temperature,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        max_memory=max_memory,
-        offload=offload,
-        out=out,
-        grid=grid,
-        home=home,
-    )
-    _go(lambda: run(request, Output(as_json)), as_json, debug)
-
-
-@app.command("train-monolithic")
-def train_monolithic(
-    folder: FolderArgument,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", help="Default: an expert's times the clusters; the samples stay the same."
-        ),
-    ] = None,
-    variant: Annotated[int, typer.Option(help="Which of the recipe's expert variants to train.")] = 0,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """The baseline: one network on all of a run's data, with the samples its experts see together."""
-    from paris_node.commands import train_monolithic as command
-
-    request = command.MonolithicRequest(folder, out, batch_size, variant, device, threads, home)
-    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
-
-
-@app.command()
-def evaluate(
-    folder: Annotated[
-        Path, typer.Argument(help="The prepared folder whose images the models are judged by.")
-    ],
-    model: Annotated[list[Path], typer.Option("--model", help="Model folder. May be repeated.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("evaluation"),
-    samples: Annotated[int, typer.Option(min=16, help="Images a model.")] = 2000,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Sampling steps. Default: the recipe's.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0.0, help="Guidance scale. Default: the recipe's.")
-    ] = None,
-    routing: Annotated[
-        list[str] | None, typer.Option("--routing", help="top1, top2, topN, full. Default: the first three.")
-    ] = None,
-    features: Annotated[
-        str,
-        typer.Option(
-            help="trained (here, on the real images), the folder of an earlier evaluation's features, "
-            "timm:NAME or open_clip:ARCHITECTURE/PRETRAINED."
-        ),
-    ] = "trained",
-    seed: Annotated[int, typer.Option(help="Of prompts, noise and the feature network.")] = 0,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Judge models: Frechet distance, precision, recall, prompt fidelity; as JSON, a table and grids."""
-    from paris_node.commands import evaluate as command
-
-    request = command.EvaluateRequest(
-        folder,
-        tuple(model),
-        out,
-        samples,
-        steps,
-        guidance,
-        tuple(routing or command.ROUTINGS),
-        features,
-        seed,
-        device,
-        threads,
-        home,
-    )
-    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
-
-
-@app.command("export-model")
-def export_model(
-    out: Annotated[Path, typer.Option("--out", help="New folder for the model.")],
-    model: ModelOption = None,
-    dtype: DtypeOption = "fp32",
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Write a model in the folder layout that Paris was published in."""
-    from paris_node.commands import export_model as command
-
-    _go(lambda: command.run(model, out, dtype, home, Output(as_json)), as_json, debug)
-
-
-@app.command("content-id")
-def content_id(
-    path: Annotated[Path, typer.Argument(help="A file or a folder.")],
-    piece_length: PieceLengthOption = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """The BitTorrent v2 content id of a file or folder."""
-    from paris_node.commands import content_id as command
-
-    del home  # every command takes --home; this one needs none
-    _go(lambda: command.run(path, piece_length, Output(as_json)), as_json, debug)
-
-
-@app.command()
-def seed(
-    path: Annotated[Path, typer.Argument(help="A file or a folder. It is served from where it is.")],
-    piece_length: PieceLengthOption = None,
-    listen: ShareListenOption = None,
-    announce: AnnounceOption = None,
-    via: ViaOption = None,
-    limit_up: LimitUpOption = None,
-    limit_down: LimitDownOption = None,
-    seed_ratio: SeedRatioOption = None,
-    seed_time: SeedTimeOption = None,
-    lan: LanOption = False,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Serve a file or folder to whoever knows its id. No bootstrap node is needed. Stays up until stopped."""
-    from paris_node import quick
-
-    share = quick.Share(home, listen, announce, limit_up, limit_down, lan, seed_ratio, seed_time, via)
-    _go(lambda: quick.seed(path, piece_length, share, as_json), as_json, debug)
-
-
-@app.command()
-def get(
-    item: Annotated[
-        str, typer.Argument(metavar="ID|MAGNET|TORRENT", help="What to fetch: its id, or a v2 .torrent file.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The folder that gets the file or folder.")],
-    peer: Annotated[
-        list[str] | None,
-        typer.Option("--peer", help="Address of a node that may have it; it names further ones. Repeatable."),
-    ] = None,
-    keep_seeding: Annotated[
-        bool, typer.Option("--keep-seeding", help="Go on serving it to others until stopped.")
-    ] = False,
-    listen: ShareListenOption = None,
-    announce: AnnounceOption = None,
-    via: ViaOption = None,
-    limit_up: LimitUpOption = None,
-    limit_down: LimitDownOption = None,
-    seed_ratio: SeedRatioOption = None,
-    seed_time: SeedTimeOption = None,
-    lan: LanOption = False,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Fetch one item from peers, verified piece by piece. Goes on where an interrupted fetch stopped."""
-    from paris_node import quick
-
-    share = quick.Share(home, listen, announce, limit_up, limit_down, lan, seed_ratio, seed_time, via)
-    _go(lambda: quick.get(item, peer, out, keep_seeding, share, as_json), as_json, debug)
-
-
-@app.command("export-torrent")
-def export_torrent(
-    item: Annotated[
-        str, typer.Argument(help="The id (or its beginning) of an item in the home's store, or a path.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The .torrent file to write.")],
-    piece_length: PieceLengthOption = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Write an item's BitTorrent v2 .torrent for other clients, and print its magnet link."""
-    from paris_node.commands import export_torrent as command
-
-    request = command.ExportRequest(item, out, piece_length, home)
-    _go(lambda: command.run(request, Output(as_json)), as_json, debug)
-
-
-@app.command()
-def verify(
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Hash everything in the home's store again. What is damaged is set aside and fetched again."""
-    from paris_node.commands import verify as command
+    from paris_node.sizes import read_limits
 
     def body() -> int:
-        from paris_p2p.store.home import Home
+        limits = read_limits(limit_up, limit_down, peer_limit_up, peer_limit_down)
+        network = NetworkRequest(home, bootstrap, listen, None, run, limits, lan=lan)
+        return command.run(network, out, allow_partial, Output(as_json))
 
-        return command.run(Home.resolve(home), Output(as_json))
-
-    _go(body, as_json, debug)
+    go(body, debug)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the demo keeps everything it makes.")] = Path(
-        "demo-out"
-    ),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps an expert.")] = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """The whole loop on this machine: seven processes, one killed, digits at the end."""
-    from paris_node.commands import demo as command
-
-    del home  # the demo's nodes have homes of their own under --out
-    _go(lambda: command.run(out, steps, Output(as_json)), as_json, debug)
+app.add_typer(models)
+app.add_typer(content)

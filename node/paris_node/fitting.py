@@ -111,7 +111,8 @@ def fitting_roles(manifest: Manifest, fit: Fit, wanted: Role | None) -> tuple[Ro
 
 class TooBig:
     """The roles of a run whose newest checkpoint, as last read, is too big for this machine. One that is not
-    shown any more counts for `keep_s`: a reading may lack it."""
+    shown any more counts for `keep_s`: a reading may lack it. Only of those whose loss somebody measured:
+    untrained values of a big kind cost a stranger nothing."""
 
     def __init__(self, fit: Fit | None, keep_s: float) -> None:
         self._fit = fit

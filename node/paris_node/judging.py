@@ -1,8 +1,9 @@
 """The checkpoints that strangers announce, judged: from records to candidates with a standing.
 
 Owns: `Candidate`, what this node knows by itself (`Known`), which statements it has verified (`Met`), the
-jury of a moment, and the caps on what one key or one crowd can make a reader look at. Does not own: reading
-the records (`snapshot`), the rules (`core.accept`, `core.access`), checking weights (`checker`).
+jury of a moment, and the caps on what one key or one crowd can make a reader verify. Does not own: reading
+the records (`snapshot`), how many of a key are shown (the DHT worker), the rules (`core.accept`,
+`core.access`), checking weights (`checker`).
 """
 
 import logging
@@ -26,7 +27,8 @@ from paris_p2p.core.accept import (
     standing,
 )
 from paris_p2p.core.access import admitted, may_claim
-from paris_p2p.core.assignment import SeenClaim, claim_rank, newest_statement
+from paris_p2p.core.assignment import Maker, SeenClaim, claim_rank, newest_statement
+from paris_p2p.core.conduct import Conduct
 from paris_p2p.core.safety import Held
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
@@ -36,8 +38,8 @@ from paris_p2p.wire.records import AnnounceRecord, AttestRecord, MemberRecord, R
 
 log = logging.getLogger(__name__)
 
-MAX_RECORDS_PER_KEY = 2048
-"""More than a read of the DHT returns, which chooses among a flood's by a secret hash: the order does not."""
+MAX_MET = 2048
+"""Statements of a role that are remembered: more than one read shows (`dht.protocol.MAX_ROWS_A_KEY`)."""
 MAX_PER_HOLDER = 3
 """Checkpoints of one holder looked at in one role: its newest, its safe one, one in between."""
 VERIFIED_AT_ONCE = 32
@@ -46,7 +48,7 @@ VERIFIED_A_ROUND = 64
 VERIFIED_A_ROLE = 8
 """New statements verified in one reading of a run that was read before: 70 ms of CPU with nine roles."""
 WHOLE_DEADLINE_S = 60.0
-"""So long may it take to verify all that is announced: a role's 2048 take a second or two."""
+"""So long may it take to verify all that is announced: those of a role that is flooded take a second."""
 PUBLISHING = "publishing"
 """The activity of the organiser's node that mirrors, and so checks, every checkpoint."""
 
@@ -72,7 +74,7 @@ class Candidate:
     `access`: its holder's pass, if one came along; `witnesses`: whose word for it counts; `vouched`:
     everybody who found its weights good, and `measured_by` those who measured their loss, too, with it;
     `measured`: its held-out loss as witnesses measured it, if they did; `by_organiser`: whether the
-    organiser is among the witnesses.
+    organiser is among them.
     """
 
     statement: CheckpointStatement
@@ -97,6 +99,11 @@ class Candidate:
         return self.standing >= Standing.BACKED
 
     @property
+    def weighed(self) -> bool:
+        """Whether it is more than well-formed noise: its loss was measured by somebody who counts."""
+        return self.credible and self.measured is not None
+
+    @property
     def held(self) -> Held:
         """As `core.safety` sees it."""
         return Held(self.statement, self.providers)
@@ -105,7 +112,7 @@ class Candidate:
 class Met:
     """The signed statements of one run that a reader has verified, and what they turned out to be.
 
-    For each role it keeps those shown last, as many as one reading looks at: what is shown is not forgotten
+    For each role it keeps those shown last, more than one reading shows: what is shown is not forgotten
     while it is shown, however many keys show something. Whoever reads for the first time, or once, has none.
     """
 
@@ -114,6 +121,9 @@ class Met:
         self._read: set[Role] = set()
         self.patience_s = WHOLE_DEADLINE_S
         """Left for the first readings together, which their reader may give up one by one."""
+        self.conduct = Conduct()
+        self.members: tuple[float, Mapping[NodeId, MemberRecord]] = (-math.inf, {})
+        """When the members were last read (unix seconds), and who they were."""
 
     def statement(self, role: Role, data: bytes) -> CheckpointStatement | None:
         """What `data` says of `role`; None if it says nothing, or was not verified yet."""
@@ -144,7 +154,7 @@ class Met:
         if data in answers:
             return
         answers[data] = _of_role(signed, role, data)
-        if len(answers) > MAX_RECORDS_PER_KEY:
+        if len(answers) > MAX_MET:
             del answers[next(iter(answers))]
 
 
@@ -178,24 +188,13 @@ async def verify_new(
     if first_time := not met.was_read(announced):
         patience_s = patience_s if whole else max(0.0, met.patience_s)
         whole = True
-    new: dict[NodeId, list[bytes]] = {}
-    roles: dict[bytes, list[Role]] = {}
-    for role, records in announced.items():
-        owners = _announcers(records)
-        for data in met.unknown(role, owners):
-            roles.setdefault(data, []).append(role)
-            for owner in owners[data]:
-                new.setdefault(owner, []).append(data)
+    roles, new = _unmet(announced, met)
     known_good = [data for data in roles if statement_digest(data) in vouched] if vouched else []
     ordered = fair_order(new, first, struct.pack(">d", salt), known_good)
     left = len(ordered) if whole else min(len(ordered), verified_a_round(len(announced)))
     try:
         with trio.move_on_after(patience_s if whole else math.inf) as scope:
-            for number, data in enumerate(ordered[:left], 1):
-                for role in roles[data]:
-                    met.verify(signed, role, data)
-                if number % VERIFIED_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+            await _verify(signed, [(role, data) for data in ordered[:left] for role in roles[data]], met)
     finally:
         if first_time:
             met.patience_s -= clock.monotonic() - began
@@ -206,10 +205,32 @@ async def verify_new(
         met.note_read(announced)
 
 
+def _unmet(
+    announced: Mapping[Role, Sequence[Record]], met: Met
+) -> tuple[dict[bytes, list[Role]], dict[NodeId, list[bytes]]]:
+    """The statements that were not met before: the roles of each, and which ones each key announces."""
+    roles: dict[bytes, list[Role]] = {}
+    by_key: dict[NodeId, list[bytes]] = {}
+    for role, records in announced.items():
+        owners = _announcers(records)
+        for data in met.unknown(role, owners):
+            roles.setdefault(data, []).append(role)
+            for owner in owners[data]:
+                by_key.setdefault(owner, []).append(data)
+    return roles, by_key
+
+
+async def _verify(signed: SignedManifest, statements: Sequence[tuple[Role, bytes]], met: Met) -> None:
+    for number, (role, data) in enumerate(statements, 1):
+        met.verify(signed, role, data)
+        if number % VERIFIED_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+
+
 def _announcers(records: Sequence[Record]) -> dict[bytes, list[NodeId]]:
-    """Who announces each signed statement, of as many records as one looks at."""
+    """Who announces each signed statement."""
     owners: dict[bytes, list[NodeId]] = {}
-    for record in records[:MAX_RECORDS_PER_KEY]:
+    for record in records:
         if isinstance(record.payload, AnnounceRecord):
             owners.setdefault(record.payload.statement, []).append(record.owner)
     return owners
@@ -243,7 +264,7 @@ def attestations(
 ) -> dict[bytes, list[Attestation]]:
     """What is said of each statement, by its digest, by those who may speak in this run."""
     said: dict[bytes, list[Attestation]] = {}
-    for record in admitted(signed, records[:MAX_RECORDS_PER_KEY], now_unix):
+    for record in admitted(signed, records, now_unix):
         if isinstance(record.payload, AttestRecord):
             latest = {check.statement: check for check in record.payload.checks}
             for digest, check in latest.items():
@@ -297,7 +318,7 @@ def _announced(
 ) -> dict[CheckpointStatement, _Announced]:
     holders: dict[bytes, set[NodeId]] = {}
     passes: dict[bytes, set[bytes]] = {}
-    for record in records[:MAX_RECORDS_PER_KEY]:
+    for record in records:
         payload = record.payload
         if isinstance(payload, AnnounceRecord) and payload.statement not in known.rejected:
             holders.setdefault(payload.statement, set()).add(record.owner)
@@ -336,17 +357,21 @@ def _judged(
     words = said.get(digest, ())
     counting = eligible(statement, words, jury)
     witnesses = frozenset(word.owner for word in counting if word.good)
+    others = [word for word in words if word.owner != known.me]  # of its own word it knows whether it holds
+    measuring = {
+        word.owner for word in eligible(statement, others, jury) if word.good and word.loss is not None
+    }
     return Candidate(
         statement,
         announced.data,
         announced.holders,
         announced.access,
-        standing(statement, words, jury, checked=digest in known.checked),
+        standing(statement, others, jury, checked=digest in known.checked),
         witnesses,
         frozenset(word.owner for word in words if word.good),
         measured_loss(counting, jury.organiser),
         frozenset((word.owner, word.loss) for word in words if word.good and word.loss is not None),
-        jury.organiser in witnesses,
+        jury.organiser in measuring,
     )
 
 
@@ -378,8 +403,18 @@ def _leader(role: Role, claims: Sequence[SeenClaim], now_unix: float) -> SeenCla
     return min(live or held, key=lambda claim: claim_rank(role, claim), default=None)
 
 
+def holder(role: Role, claims: Sequence[SeenClaim], now_unix: float) -> Maker | None:
+    """Who holds `role` now, and in which term."""
+    leader = _leader(role, claims, now_unix)
+    return (leader.owner, leader.term) if leader is not None and leader.live(now_unix) else None
+
+
 def contenders(
-    found: Sequence[Candidate], newest: Candidate | None, *, skip: Collection[bytes] = ()
+    found: Sequence[Candidate],
+    newest: Candidate | None,
+    *,
+    within_steps: float,
+    skip: Collection[bytes] = (),
 ) -> list[Candidate]:
     """Checkpoints that somebody has to look at, in the order of `found`: unchecked ones that would count as
     newer than `newest` if they were good or would finish the role, and those that finish it by the word of
@@ -391,27 +426,38 @@ def contenders(
             return False
         if one.credible and not one.statement.finished:
             return False
-        if best is None or newest_statement([best, one.statement]) != best:
+        if best is None or newest_statement([best, one.statement], within_steps=within_steps) != best:
             return True
         return one is newest and best.finished
 
     return [one for one in found if matters(one)]
 
 
-def going_on_order(found: Iterable[Candidate], limit: int) -> list[Candidate]:
+def going_on_order(found: Iterable[Candidate], limit: int, *, within_steps: float) -> list[Candidate]:
     """The first `limit` of `found` in the order in which a successor tries to go on from them: the credible
-    ones first, of each kind the newest first."""
+    ones first, of each kind in turn the newest (`core.assignment.newest_statement`) and the one of most
+    steps: terms are for their signers to choose, and who has little to show chooses high ones."""
     left = list(found)
     ordered: list[Candidate] = []
+    tier, place = 0, 0
     while left and len(ordered) < limit:
-        tier = min(_tier(one) for one in left)
-        newest = newest_candidate([one for one in left if _tier(one) == tier])
-        left.remove(newest)
-        ordered.append(newest)
+        best = min(_tier(one) for one in left)
+        place = place + 1 if best == tier else 0
+        tier = best
+        some = [one for one in left if _tier(one) == tier]
+        if place % 2:
+            chosen = max(some, key=lambda one: (one.statement.step, one.statement.term))
+        else:
+            chosen = newest_candidate(some, within_steps=within_steps)
+        left.remove(chosen)
+        ordered.append(chosen)
     return ordered
 
 
-def newest_candidate(found: Sequence[Candidate]) -> Candidate:
-    """The one of `found` (not empty) that a successor goes on from."""
-    newest = newest_statement(candidate.statement for candidate in found)
+def newest_candidate(
+    found: Sequence[Candidate], *, within_steps: float, leader: Maker | None = None
+) -> Candidate:
+    """The one of `found` (not empty) that a successor goes on from; `leader`: who holds the role."""
+    shown = (candidate.statement for candidate in found)
+    newest = newest_statement(shown, within_steps=within_steps, leader=leader)
     return next(candidate for candidate in found if candidate.statement == newest)

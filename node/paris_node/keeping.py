@@ -33,7 +33,7 @@ def pinned_items(
     manifest: Manifest, role: Role | None, held: Iterable[CheckpointStatement], also: Collection[InfoHash]
 ) -> set[InfoHash]:
     """The items a volunteer never gives up: the run's components, what its `role` (if any) trains on, the
-    lineages it holds, and `also`: live transfers, and what its user gave."""
+    lineages it holds, and `also`."""
     needed: set[InfoHash] = set(also)
     needed |= {ref.info_hash for ref in manifest.components.values()}
     if role is not None:
@@ -63,7 +63,7 @@ async def give_up_abandoned(network: Network, refs: Iterable[ContentRef]) -> Non
     def remove() -> None:
         for info_hash in abandoned(network.store.holdings(), needed, clock.unix()):
             network.store.remove(info_hash)
-            log.info("gave up a half-fetched item that newer ones replaced: %s", info_hash.hex()[:16])
+            log.debug("gave up a half-fetched item that newer ones replaced: %s", info_hash.hex()[:16])
 
     try:
         await trio.to_thread.run_sync(remove)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from paris_p2p.core.assignment import newest_statement
+from paris_p2p.core.assignment import Maker, newest_statement
 from paris_p2p.errors import RemoteProtocolError, StoreError
 from paris_p2p.ids import InfoHash, Role
 from paris_p2p.store.content_store import ContentStore
@@ -22,23 +22,29 @@ log = logging.getLogger(__name__)
 
 KEPT_PER_ROLE = 2
 """At least: the newest, and the one before it: a peer may be half way through fetching that one. Beside the
-newest, the announced one (others copy it) and the last safe one stay, which makes three at most."""
+newest, the announced one (others copy it) and the last safe one stay, and the one of most steps and the one
+that came last, which of an honest role's work are the newest, too: three then, five at most."""
 
 
 class Ledger:
     """The statements whose weights and resume items are complete in `store`. Several threads may add.
 
     `keep`: items never removed. A stranger's statement may name any item, the run's shards too.
+    `within_steps`: the run's checkpoint interval (`core.assignment.newest_statement`).
     """
 
-    def __init__(self, folder: Path, store: ContentStore, *, keep: Collection[InfoHash] = ()) -> None:
+    def __init__(
+        self, folder: Path, store: ContentStore, *, within_steps: float, keep: Collection[InfoHash] = ()
+    ) -> None:
         self._folder = folder
         self._store = store
         self._keep = frozenset(keep)
+        self._within_steps = within_steps
         self._held: dict[bytes, CheckpointStatement] = {}  # replaced, never changed: readers hold no lock
         self._passes: dict[bytes, bytes] = {}
         self._safe: dict[Role, bytes] = {}  # signed statements, as the next
         self._announced: dict[Role, bytes] = {}
+        self._last: dict[Role, bytes] = {}
         self._adding = threading.Lock()
         with disk("reading the checkpoints held", folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,17 +63,17 @@ class Ledger:
             with suppress(FileNotFoundError):
                 self._passes[data] = self._pass_path(statement.role, data).read_bytes()
 
-    def __contains__(self, data: bytes) -> bool:
+    def __contains__(self, data: object) -> bool:
         return data in self._held
 
     def held(self) -> Iterable[tuple[bytes, CheckpointStatement]]:
         """Signed bytes and statement of everything held."""
         return tuple(self._held.items())
 
-    def newest(self, role: Role) -> tuple[bytes, CheckpointStatement] | None:
-        """The checkpoint held of `role` that a successor would go on from."""
+    def newest(self, role: Role, leader: Maker | None = None) -> tuple[bytes, CheckpointStatement] | None:
+        """The checkpoint held of `role` that a successor would go on from; `leader`: who holds the role."""
         mine = self._of(role)
-        newest = newest_statement(mine)
+        newest = newest_statement(mine, within_steps=self._within_steps, leader=leader)
         return None if newest is None else (mine[newest], newest)
 
     def _of(self, role: Role) -> dict[CheckpointStatement, bytes]:
@@ -93,6 +99,7 @@ class Ledger:
                     self._passes[data] = access
                 write_atomic(self._path(statement.role, data), data)
             self._held = {**self._held, data: statement}
+            self._last[statement.role] = data
             self._prune(statement.role)
 
     def _path(self, role: Role, data: bytes) -> Path:
@@ -115,13 +122,15 @@ class Ledger:
     def _superfluous(self, role: Role) -> dict[CheckpointStatement, bytes]:
         """What is held of `role` and need not be."""
         mine = self._of(role)
-        pinned = {self._safe.get(role), self._announced.get(role)}
+        pinned = {pins.get(role) for pins in (self._safe, self._announced, self._last)}
         rest = {statement: data for statement, data in mine.items() if data not in pinned}
-        newest = newest_statement(mine)
-        if newest is not None:
-            rest.pop(newest, None)
+        # Whatever the terms: who signs a checkpoint chooses its term, and training that was done stays done.
+        furthest = max(mine, key=lambda one: (one.step, one.term), default=None)
+        for kept in (furthest, newest_statement(mine, within_steps=self._within_steps)):
+            if kept is not None:
+                rest.pop(kept, None)
         while rest and len(mine) - len(rest) < KEPT_PER_ROLE:
-            newest = newest_statement(rest)
+            newest = newest_statement(rest, within_steps=self._within_steps)
             assert newest is not None  # `rest` is not empty
             del rest[newest]
         return rest
@@ -129,16 +138,26 @@ class Ledger:
     def _prune(self, role: Role) -> None:
         mine = self._superfluous(role)
         for old, data in mine.items():
-            try:
-                with disk("removing an old checkpoint", self._folder):
-                    self._remove_items(old, data)
-                    self._path(role, data).unlink(missing_ok=True)
-                    self._pass_path(role, data).unlink(missing_ok=True)
-            except StoreError as error:  # nothing depends on it: the next checkpoint tries again
-                log.warning("%s step %d stays for now: %s", role, old.step, error)
-            else:
-                self._held = {held: one for held, one in self._held.items() if held != data}
-                self._passes.pop(data, None)
+            self._forget(old, data)
+
+    def _forget(self, old: CheckpointStatement, data: bytes) -> None:
+        try:
+            with disk("removing an old checkpoint", self._folder):
+                self._remove_items(old, data)
+                self._path(old.role, data).unlink(missing_ok=True)
+                self._pass_path(old.role, data).unlink(missing_ok=True)
+        except StoreError as error:  # nothing depends on it: the next checkpoint tries again
+            log.warning("%s step %d stays for now: %s", old.role, old.step, error)
+        else:
+            self._held = {held: one for held, one in self._held.items() if held != data}
+            self._passes.pop(data, None)
+
+    def drop(self, data: bytes) -> None:
+        """Forget a statement that turned out to be false, and its items unless another one names them."""
+        with self._adding:
+            statement = self._held.get(data)
+            if statement is not None:
+                self._forget(statement, data)
 
     def needs(self, info_hash: InfoHash, *, beside: bytes = b"") -> bool:
         """Whether the item is to stay: one of `keep`, or named by a statement held (other than `beside`)."""

@@ -4,20 +4,31 @@ Owns: where the bootstrap addresses come from (options, else the remembered cont
 addresses go to which socket. Does not own: what is done with the network.
 """
 
+import ipaddress
+import logging
+import math
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import trio
+
+from paris_node.sharing import open_near
 from paris_p2p.core.relay import RelayBudget
+from paris_p2p.dht.addresses import HostPort, host_port
 from paris_p2p.dht.addresses import check_announce as check_announce_form
 from paris_p2p.dht.addresses import check_listen as check_listen_form
 from paris_p2p.dht.client import Dht, DhtConfig, open_dht
 from paris_p2p.dht.notices import notice_events
-from paris_p2p.errors import ConfigError
+from paris_p2p.errors import ConfigError, TransportError
 from paris_p2p.ids import InfoHash
+from paris_p2p.net.addresses import Endpoint
+from paris_p2p.net.discovery import FindPeers
 from paris_p2p.net.limits import SwarmLimits
 from paris_p2p.net.multi import ReachOptions
 from paris_p2p.net.swarm import NO_LIMITS, Peer, Swarm, open_swarm
@@ -27,8 +38,17 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import MAX_ADDRESS_CHARS, ProvideRecord, RelayRecord
 
+if TYPE_CHECKING:
+    from paris_p2p.net.mdns import Lan
+
+log = logging.getLogger(__name__)
+
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/0/tls", "/ip4/0.0.0.0/tcp/0")
 TLS = "/tls"
+FAR_S = 10.0
+"""How long nodes near by wait for what the DHT says."""
+LOOK_UP_S = 5.0
+LAST_PORT = 65_535
 PEER_ID_CHARS = 52
 """Of an Ed25519 key, in base58."""
 
@@ -37,7 +57,7 @@ PEER_ID_CHARS = 52
 class NetworkRequest:
     """The options every networked command shares, as given; `limits`: what it may upload and download.
 
-    `max_disk`: bytes the store may take, None for no limit.
+    `max_disk`: bytes the store may take, None for no limit; `lan`: look for peers near by, too.
     """
 
     home: Path | None
@@ -48,6 +68,7 @@ class NetworkRequest:
     limits: SwarmLimits = NO_LIMITS
     max_disk: int | None = None
     relay: bool = False
+    lan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +155,47 @@ async def open_network(
     store = home.store()
     own = identity if identity is not None else Identity(os.urandom(32))
     on_notice = None if output is None else notice_events(output.event)
-    async with open_dht(config, on_notice=on_notice) as dht:
+    lan: Lan | None = None
+
+    def near() -> Sequence[Peer]:
+        return [] if lan is None else lan.peers()
+
+    async with open_dht(config, on_notice=on_notice) as dht, AsyncExitStack() as stack:
         swarm_opened = open_swarm(
             own,
             store,
             listen=swarm_listen(listen, announce),
             announce=announce,
-            find_peers=_peer_finder(dht, own),
+            find_peers=with_near(_peer_finder(dht, own), near),
             rng=random.Random(own.node_id),
             limits=request.limits,
-            reach=_reach(request, dht, own) if identity is not None else None,
+            reach=_reach(request, dht, own, bootstrap) if identity is not None else None,
         )
-        async with swarm_opened as swarm:
-            yield Network(home, own, store, dht, swarm, bootstrap, request.relay)
+        swarm = await stack.enter_async_context(swarm_opened)
+        swarm.prefer(lambda: dht.vouched)
+        if request.lan:
+            lan = await stack.enter_async_context(open_near(own, swarm, listen))
+        yield Network(home, own, store, dht, swarm, bootstrap, request.relay)
 
 
-def _reach(request: NetworkRequest, dht: Dht, own: Identity) -> ReachOptions:
+def with_near(far: FindPeers, near: Callable[[], Sequence[Peer]]) -> FindPeers:
+    """Who `far` says has an item, and the nodes near by: they may have it, and where the DHT does not answer
+    they are whom to ask."""
+
+    async def find_peers(info_hash: InfoHash) -> Sequence[Peer]:
+        known: Sequence[Peer] = ()
+        try:
+            with trio.move_on_after(FAR_S if near() else math.inf):
+                known = await far(info_hash)
+        except TransportError:
+            if not near():
+                raise
+        return [*known, *near()]
+
+    return find_peers
+
+
+def _reach(request: NetworkRequest, dht: Dht, own: Identity, bootstrap: Sequence[str]) -> ReachOptions:
     async def find_helpers() -> list[Peer]:
         records = await dht.read("relay", b"")
         return [
@@ -158,10 +204,37 @@ def _reach(request: NetworkRequest, dht: Dht, own: Identity) -> ReachOptions:
             if isinstance(record.payload, RelayRecord) and record.owner != own.node_id
         ]
 
-    return ReachOptions(find_helpers, RelayBudget() if request.relay else None)
+    async def chosen() -> list[Endpoint]:
+        return await bootstrap_helpers(bootstrap)
+
+    return ReachOptions(find_helpers, RelayBudget() if request.relay else None, chosen)
 
 
-def _peer_finder(dht: Dht, own: Identity) -> Callable[[InfoHash], Awaitable[list[Peer]]]:
+async def bootstrap_helpers(bootstrap: Sequence[str]) -> list[Endpoint]:
+    """Where the bootstrap nodes help others to be reached: one port after their DHT's. Names are looked up;
+    those that cannot be are left out."""
+    found: list[Endpoint] = []
+    for place in map(host_port, bootstrap):
+        if place is not None and place.transport == "tcp" and place.port < LAST_PORT:
+            found += [Endpoint(host, place.port + 1, tls=True) for host in await _addresses_of(place)]
+    return found
+
+
+async def _addresses_of(place: HostPort) -> list[str]:
+    if place.host_kind in ("ip4", "ip6"):
+        return [str(ipaddress.ip_address(place.host))]
+    family = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}.get(place.host_kind, socket.AF_UNSPEC)
+    with trio.move_on_after(LOOK_UP_S):
+        try:
+            found = await trio.socket.getaddrinfo(place.host, None, family, socket.SOCK_STREAM)
+        except OSError as error:
+            log.info("looking up %s: %s", place.host, error)
+        else:
+            return list(dict.fromkeys(str(entry[4][0]) for entry in found if "%" not in str(entry[4][0])))
+    return []
+
+
+def _peer_finder(dht: Dht, own: Identity) -> FindPeers:
     async def find_peers(info_hash: InfoHash) -> list[Peer]:
         records = await dht.read("provide", info_hash)
         return [

@@ -7,6 +7,7 @@ changes the progress (`volunteer`, `training_job`).
 from dataclasses import dataclass, field
 
 from paris_node.announcer import Announcer
+from paris_node.text import human_seconds
 from paris_p2p import clock
 from paris_p2p.ids import Role, Term
 from paris_p2p.net.swarm import Rates
@@ -31,6 +32,35 @@ class Progress:
     total_steps: int = 0
     loss: float = 0.0
     images_per_s: float = 0.0
+
+
+SOON_S = (60.0, 120.0, 300.0)
+LATER_S = 600.0
+"""When a trainer's progress is told on a terminal: after these seconds, then every so many."""
+
+
+class StepReports:
+    """When and how people are told of a role's training. `batch`: images a step; `began`: monotonic."""
+
+    def __init__(self, batch: int, began: float) -> None:
+        self._batch = batch
+        self._due = [began + seconds for seconds in SOON_S]
+
+    def text(self, progress: Progress, now: float) -> str | None:
+        """The line that is due at `now`, if one is."""
+        if now < self._due[0]:
+            return None
+        while self._due and self._due[0] <= now:
+            last = self._due.pop(0)
+            self._due = self._due or [last + LATER_S]
+        left = ""
+        if progress.images_per_s > 0:
+            steps = progress.total_steps - progress.step
+            left = f", {human_seconds(steps * self._batch / progress.images_per_s)} left"
+        return (
+            f"{progress.role}: step {progress.step} of {progress.total_steps}, loss {progress.loss:.3f}, "
+            f"{progress.images_per_s:.0f} images/s{left}"
+        )
 
 
 class Telling:

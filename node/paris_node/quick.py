@@ -4,7 +4,9 @@ Owns: reading the plain form of these two commands' options, calling their bodie
 (`cli` does, and everything that is not plain, such as `--help` or a mistake, is left to it).
 
 Why: a swarm's worth of these processes may start at once on one machine, and typer, which checks values with
-pydantic, takes as much CPU time as all the rest of `get` up to its first connection.
+pydantic, takes as much CPU time as all the rest of `get` up to its first connection. Not by argparse either:
+importing it and building two parsers takes 15 ms, a tenth of that start; and a form that is read here must
+mean what it means to typer, where argparse has rules of its own (abbreviations, exits).
 """
 
 import importlib
@@ -16,28 +18,13 @@ from paris_p2p.programs import Output, run_program, set_up_logging
 
 FLAGS = {"--json", "--debug", "--keep-seeding", "--lan", "--no-lan"}
 SINGLE = {
-    *("--out", "--piece-length", "--limit-up", "--limit-down", "--seed-ratio", "--seed-time", "--home"),
+    *("--out", "--piece-length", "--home", "--seed-ratio", "--seed-time"),
+    *("--limit-up", "--limit-down", "--peer-limit-up", "--peer-limit-down"),
 }
 REPEATED = {"--peer", "--listen", "--announce", "--via"}
 OPTIONS = {
-    "seed": {
-        *("--piece-length", "--listen", "--announce", "--via", "--limit-up", "--limit-down"),
-        *("--seed-ratio", "--seed-time", "--lan", "--no-lan", "--json", "--home", "--debug"),
-    },
-    "get": {
-        *("--out", "--peer", "--keep-seeding", "--listen", "--announce", "--via"),
-        *(
-            "--limit-up",
-            "--limit-down",
-            "--seed-ratio",
-            "--seed-time",
-            "--lan",
-            "--no-lan",
-            "--json",
-            "--home",
-            "--debug",
-        ),
-    },
+    "seed": (FLAGS | SINGLE | REPEATED) - {"--out", "--peer", "--keep-seeding"},
+    "get": (FLAGS | SINGLE | REPEATED) - {"--piece-length"},
 }
 
 
@@ -54,6 +41,8 @@ class Share:
     seed_ratio: str | None = None
     seed_time: str | None = None
     via: Sequence[str] | None = None
+    peer_limit_up: str | None = None
+    peer_limit_down: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +72,8 @@ def read_plain(arguments: Sequence[str]) -> Plain | None:
     rest = iter(arguments[1:])
     for word in rest:
         option, equals, value = word.partition("=")
+        if not word:
+            return None  # an unset variable of a script
         if not word.startswith("-"):
             positional.append(word)
         elif option not in known or (equals and option in FLAGS):
@@ -130,6 +121,8 @@ def _run(plain: Plain, as_json: bool) -> int:
         plain.one("--seed-ratio"),
         plain.one("--seed-time"),
         plain.values.get("--via"),
+        plain.one("--peer-limit-up"),
+        plain.one("--peer-limit-down"),
     )
     if plain.command == "seed":
         number = plain.one("--piece-length")

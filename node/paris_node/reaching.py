@@ -66,15 +66,24 @@ class Reaching:
 
     async def _watch(self) -> None:
         known, addresses = "", self._announcer.addresses
+        only_asks: bool | None = None
         while True:
             state = self.state
             if state and state != known:
                 self._output.event("reachability", _TEXTS[state], state=state)
-                self._network.dht.only_ask(state in UNREACHABLE)
+            if state and self._cannot_answer(state) != only_asks:
+                only_asks = self._cannot_answer(state)
+                self._network.dht.only_ask(only_asks)
             if (state, addresses) != (known, self._announcer.addresses):
                 known, addresses = state, self._announcer.addresses
                 await self._say_again()
             await trio.sleep(WATCH_S)
+
+    def _cannot_answer(self, state: str) -> bool:
+        """Whether nobody in the DHT should ask this node anything. Never on strangers' word alone: they could
+        drive everybody out of it."""
+        reachability = self._network.swarm.reachability
+        return state in UNREACHABLE and reachability is not None and reachability.certain
 
     async def _say_again(self) -> None:
         """Others are told at once where this node is now."""

@@ -7,15 +7,16 @@ before leaving. Both publishers and volunteers are run nodes; claiming and train
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import trio
 
 from paris_node.announcer import PROVIDE_TTL_S, Announcer
 from paris_node.checker import Checker
+from paris_node.choosing import Choosing, Look
 from paris_node.in_use import ItemsInUse
-from paris_node.judging import Candidate, Met, contenders
+from paris_node.judging import Candidate, Met, holder
 from paris_node.keeping import announce_fetches, give_up_abandoned, pinned_items
 from paris_node.ledger import Ledger
 from paris_node.network import Network
@@ -23,23 +24,17 @@ from paris_node.progress import NO_ROLE, Progress, Telling
 from paris_node.reaching import Reaching
 from paris_node.runs import MANIFEST_FILE
 from paris_node.snapshot import Observation, observe
-from paris_node.tries import COPY_DEADLINE_S, Tries
+from paris_node.tries import COPY_DEADLINE_S
 from paris_p2p import clock
-from paris_p2p.core.safety import (
-    check_now,
-    copy_now,
-    examination_order,
-    first_checkers,
-    is_safe,
-    may_announce_next,
-)
+from paris_p2p.core.assignment import Maker
+from paris_p2p.core.safety import Held, is_safe, may_announce_next, safe_checkpoint, witnessed
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
-from paris_p2p.ids import InfoHash, Role
+from paris_p2p.ids import InfoHash, NodeId, Role
 from paris_p2p.programs import Output
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import Manifest, SignedManifest
-from paris_p2p.wire.records import RunRecord, role_scope
+from paris_p2p.wire.records import AnnounceRecord, RunRecord, role_scope
 from paris_p2p.workers.nursery import open_inner_nursery
 
 log = logging.getLogger(__name__)
@@ -49,13 +44,8 @@ RUN_TTL_S = 600.0
 ANNOUNCE_PERIOD_S = 30.0
 """At most: records are looked through twice in a lease's renewal, and well within a record's life."""
 REPLICA_STALL_S = 30.0
-MAX_EXAMINED = 2
-"""Checkpoints that are only strangers' word, looked at at once beside the copies the run counts on: one of
-them is the one known longest."""
 EXAMINE_STALL_S = 15.0
 """Nobody need serve what a stranger's statement names."""
-MAX_COPIES = 3
-"""At once: a swarm fetches a few items at a time, and the trainer's shards must not wait for copies."""
 
 
 def run_items(manifest: Manifest) -> list[ContentRef]:
@@ -89,28 +79,41 @@ class RunNode:
         self.checker = Checker(network, signed)
         self.in_use = ItemsInUse()
         self._mirror = mirror
-        self._copying: dict[bytes, Role] = {}  # by signed statement, as the next two
-        self._examining: dict[bytes, bool] = {}  # whether it is the one known longest
-        self._tries = Tries()
+        self._choosing = Choosing(network.identity.node_id, signed, mirror=mirror)
         self._private: set[Role] = set()  # trained without a lease: nothing new is said of them
         self._lacking: set[Role] = set()  # our own announced work that is not safe yet
         self._announced: dict[Role, tuple[bytes, float]] = {}  # what is said of our own work, since when
+        self._holders: dict[Role, Maker | None] = {}  # as last read
         self._met = Met()
         self._seen: tuple[float, Observation | None] = (-math.inf, None)  # when, the last whole one
         folder = network.home.run_folder(signed.run_id)
         manifest_item = network.store.add(folder / MANIFEST_FILE, mode="copy")
         self._manifest_item = manifest_item.info_hash
         self._items = {manifest_item.info_hash, *(ref.info_hash for ref in run_items(signed.manifest))}
-        self.ledger = Ledger(folder / "statements", network.store, keep=self._items)
+        self.ledger = Ledger(
+            folder / "statements",
+            network.store,
+            within_steps=signed.manifest.recipe.checkpoint_interval_steps,
+            keep=self._items,
+        )
+        network.swarm.keep_serving(self.needed)
+        network.swarm.prefer(self._part_of_the_run)
         self._announce_what_is_held(manifest_item)
+
+    def _part_of_the_run(self) -> Iterable[NodeId]:
+        """Who has, or had, a part in it that not everybody can have: they are asked for items first."""
+        holders = [maker[0] for maker in self._holders.values() if maker is not None]
+        return (self.signed.manifest.organiser, *self.signed.manifest.claimants, *holders)
 
     def _announce_what_is_held(self, manifest_item: ContentRef) -> None:
         """Every node keeps the run findable: its manifest outlives its publisher."""
         manifest = self.signed.manifest
         self.announcer.say(RunRecord(manifest.name, self.signed.run_id, manifest_item), b"", RUN_TTL_S)
         self.announcer.provide(item for item in sorted(self._items) if self.network.store.has(item))
+        me = self.network.identity.node_id
         for data, statement in self.ledger.held():
-            self.checker.found_good(data, statement)  # it was, before it was noted there
+            if statement.holder == me:  # others' may never have been measured here
+                self.checker.found_good(data, statement, statement.heldout_loss)
         for role in manifest.roles:
             self.announce_newest(role)
             self._attest(role)
@@ -129,9 +132,15 @@ class RunNode:
             roles=roles,
             patience_s=patience_s,
         )
+        self._note_holders(observation)
         if observation.view.claims.keys() >= set(self.signed.manifest.roles):
             self._seen = (clock.monotonic(), observation)
         return observation
+
+    @property
+    def seen(self) -> Observation | None:
+        """The whole run as this node saw it last."""
+        return self._seen[1]
 
     async def _observe_lately(self) -> Observation:
         """The run as it was a poll ago at most: who stands by looks anyway, and that is most of its work."""
@@ -148,7 +157,12 @@ class RunNode:
 
     def pinned(self) -> set[InfoHash]:
         """The items that stay whatever the quota says; asked from any thread."""
-        also = self.network.swarm.in_use() | self.in_use.items() | {self._manifest_item}
+        return self.needed() | self.network.swarm.in_use()
+
+    def needed(self) -> set[InfoHash]:
+        """The items that this node keeps, and serves, whatever its limits say: what it holds counts as a
+        copy, and a model or a take-over may come to need it."""
+        also = self.in_use.items() | {self._manifest_item}
         role = self.progress.role
         held = [statement for _, statement in self.ledger.held()]
         return pinned_items(self.signed.manifest, None if role == NO_ROLE else role, held, also)
@@ -156,7 +170,7 @@ class RunNode:
     async def _announce_all(self) -> None:
         while True:
             self._telling.say(self.announcer, self.reaching.state, self.network.swarm.rates())
-            self.announcer.forget_removed()
+            self.announcer.forget_refused()
             await self._flush()
             overdue = self.announcer.overdue(clock.unix())
             if overdue:
@@ -187,76 +201,45 @@ class RunNode:
         return [*run_items(self.signed.manifest), *checkpoints]
 
     def _start_copies(self, observation: Observation, nursery: trio.Nursery) -> None:
-        """Each copy is a task, and rests when it failed: one that cannot be had holds up no other.
-
-        One copy a role at a time, so that a fast trainer is not chased from checkpoint to checkpoint.
-        """
-        now = clock.monotonic()
-        self._tries.keep({one.data for some in observation.candidates.values() for one in some})
-        for candidate in self._wanted(observation, now):
-            role = candidate.statement.role
-            if len(self._copying) < MAX_COPIES and role not in self._copying.values():
-                self._copying[candidate.data] = role
-                nursery.start_soon(self._replicate_quietly, candidate)
-        doubtful = self._doubtful(observation, now)
-        known = [self._tries.of(one.data, now) for one in doubtful]
-        tries = [(tried.since, tried.failures) for tried in known]
-        for_oldest = not any(self._examining.values())
-        slots = MAX_EXAMINED - 1 - sum(not oldest for oldest in self._examining.values())
-        oldest, others = examination_order(tries, slots, for_oldest=for_oldest)
-        for number in others if oldest is None else (oldest, *others):
-            self._examining[doubtful[number].data] = number == oldest
-            nursery.start_soon(self._examine_quietly, doubtful[number])
-
-    def _wanted(self, observation: Observation, now: float) -> list[Candidate]:
-        """The newest checkpoints that this node should copy now, least replicated first."""
-        me, replicas = self.network.identity.node_id, self.signed.manifest.replicas
-        members = observation.view.members
-        wanted = []
-        for role, one in observation.newest.items():
-            tried = self._tries.of(one.data, now)
-            rested = tried.rest_until <= now and one.data not in self._examining
-            if rested and one.data not in self.ledger:
-                waited = now - tried.since
-                if self._mirror or copy_now(me, role, one.held, members, replicas, waited):
-                    wanted.append(one)
-        return sorted(wanted, key=lambda one: len(one.providers))
-
-    def _doubtful(self, observation: Observation, now: float) -> list[Candidate]:
-        """Checkpoints that are only strangers' word but would count as newer or finish a role: who mirrors
-        looks at them at once, an idle node when nobody else did for a while."""
-        me, idle = self.network.identity.node_id, self.progress.role == NO_ROLE
-        skip = self._tries.resting(now) | self._copying.keys() | self._examining.keys()
-        found: list[Candidate] = []
-        for role, some in observation.candidates.items():
-            first = first_checkers(me, role, observation.view.members)
-            for one in contenders(some, observation.newest.get(role), skip=skip):
-                waited = now - self._tries.of(one.data, now).since
-                turn = check_now(me, role, first, one.statement.holder, waited)
-                if self._mirror or (idle and turn):
-                    found.append(one)
-        return found
+        """Each copy and each look is a task."""
+        now, held, idle = clock.monotonic(), self.ledger, self.progress.role == NO_ROLE
+        for candidate in self._choosing.copies(observation, held, now):
+            nursery.start_soon(self._replicate_quietly, candidate)
+        for candidate, look in self._choosing.looks(observation, held, now, idle=idle):
+            nursery.start_soon(self._examine_quietly, candidate, look)
 
     async def _review_own(self, observation: Observation) -> None:
         """Keep what is safe of this node's own work, and see whether the next checkpoint may be announced."""
         me, members = self.network.identity.node_id, observation.view.members
         replicas = self.signed.manifest.replicas
+        interval = self.signed.manifest.recipe.checkpoint_interval_steps
         for role, some in observation.candidates.items():
-            safe = observation.safe.get(role)
             mine = [one for one in some if one.statement.holder == me and one.data in self.ledger]
-            self.ledger.keep_safe(role, next((one.data for one in some if one.statement == safe), None))
+            held = [self._witnessed(one) for one in some]
+            safe = safe_checkpoint(
+                held, members, replicas, within_steps=interval, leader=self._holders.get(role)
+            )
+            if safe is not None and (safe.holder, safe.term) == self._holders.get(role):
+                # While nobody holds the role, strangers' words for steps decide what is the newest.
+                self.ledger.keep_safe(role, next((one.data for one in some if one.statement == safe), None))
             if role not in self._announced:
                 continue
             data, since = self._announced[role]
-            held = [one.held for one in some]
-            shown = next((one for one in mine if one.data == data), None)
-            safely = shown is not None and is_safe(shown.held, held, members, replicas)
-            copied = shown is not None and bool(shown.providers - {me})
+            shown = next((self._witnessed(one) for one in mine if one.data == data), None)
+            safely = shown is not None and is_safe(shown, held, members, replicas)
+            copied = shown is not None and bool(shown.holders - {me})
             if safely:
                 self._lacking.discard(role)
             if may_announce_next(safely, copied, clock.monotonic() - since) or self.progress.role != role:
                 self.announce_newest(role)
         await self._flush()
+
+    def _witnessed(self, one: Candidate) -> Held:
+        """Who holds a checkpoint; of one that was made here, who is known to."""
+        if one.statement.holder != self.network.identity.node_id:
+            return one.held
+        took = self.network.swarm.takers(one.statement.resume.info_hash)
+        return witnessed(one.held, took | {self.signed.manifest.organiser})
 
     async def _gather_components(self) -> None:
         """Every member keeps what a model cannot do without: it must outlive the organiser."""
@@ -282,31 +265,30 @@ class RunNode:
         except (TransportError, RemoteProtocolError, StoreError) as error:
             log.info("no copy of %s step %d: %s", statement.role, statement.step, error)
         finally:
-            del self._copying[candidate.data]
-            if not done:
-                self._tries.failed(candidate.data, clock.monotonic())
+            self._choosing.copied(candidate.data, clock.monotonic(), done=done)
         await self._tidy()
 
-    async def _examine_quietly(self, candidate: Candidate) -> None:
-        """Find out whether strangers' word is true. What is true and lacks copies is kept, other things are
-        only vouched for."""
+    async def _examine_quietly(self, candidate: Candidate, look: Look) -> None:
+        """Find out whether strangers' word is true. What is true and lacks copies is kept, other things, and
+        what is kept already, are only vouched for."""
         statement = candidate.statement
         lacking = len(candidate.providers - {statement.holder}) < self.signed.manifest.replicas
-        deadline_s = self._tries.look_deadline_s(candidate.data, clock.monotonic())
-        done = False
+        deadline_s = self._choosing.tries.look_deadline_s(candidate.data, clock.monotonic())
+        before_s, done = self.checker.measured_s, False
         try:
             with trio.move_on_after(2 * COPY_DEADLINE_S):  # measuring waits for other measurements
-                if self._mirror or lacking:
-                    await self.replicate(candidate, stall_s=EXAMINE_STALL_S, deadline_s=deadline_s)
+                if look is not Look.COUNTING and (self._mirror or lacking):
+                    await self.replicate(candidate, look=True, stall_s=EXAMINE_STALL_S, deadline_s=deadline_s)
                 else:
                     await self.examine(candidate, deadline_s=deadline_s)
                 done = True
-        except (TransportError, RemoteProtocolError, StoreError) as error:
+        except TransportError as error:
+            log.info("%s step %d could not be fetched yet: %s", statement.role, statement.step, error)
+        except (RemoteProtocolError, StoreError) as error:
             log.info("%s step %d is not believed: %s", statement.role, statement.step, error)
         finally:
-            del self._examining[candidate.data]
-            if not done:
-                self._tries.failed(candidate.data, clock.monotonic())
+            spent_s = self.checker.measured_s - before_s
+            self._choosing.looked(candidate, clock.monotonic(), done=done, measured_s=spent_s)
         await self._tidy()
 
     async def _tidy(self) -> None:
@@ -324,16 +306,30 @@ class RunNode:
                 self.in_use.unwanted(item)
 
     async def replicate(
-        self, candidate: Candidate, *, stall_s: float = REPLICA_STALL_S, deadline_s: float = COPY_DEADLINE_S
+        self,
+        candidate: Candidate,
+        *,
+        look: bool = False,
+        stall_s: float = REPLICA_STALL_S,
+        deadline_s: float = COPY_DEADLINE_S,
     ) -> None:
         """Fetch a checkpoint whole, check it, and serve it from here; `deadline_s`: for each item. Raises
-        `TransportError`, `RemoteProtocolError` (the checkpoint is bad) or `StoreError`."""
+        `TransportError`, `RemoteProtocolError` (the checkpoint is bad) or `StoreError`.
+
+        Its loss is measured first if it is finished, or nobody has to be quick (`look`). Else it is copied
+        first and, where there is time, measured before it is vouched for (`Choosing.looks`). A node that
+        trains needs its machine for that, and vouches for the form.
+        """
         statement = candidate.statement
         idle = self._mirror or self.progress.role == NO_ROLE
+        measure = look or (idle and statement.finished)
+        vouch = measure or not idle
         with self.in_use.using(statement.weights.info_hash, statement.resume.info_hash):
-            await self.fetch_weights(candidate, measure=idle, stall_s=stall_s, deadline_s=deadline_s)
+            await self.fetch_weights(
+                candidate, measure=measure, vouch=vouch, stall_s=stall_s, deadline_s=deadline_s
+            )
             await self._fetch(statement.resume, stall_s, deadline_s)
-            await self.hold(candidate.data, statement, access=candidate.access)
+            await self.hold(candidate.data, statement, access=candidate.access, vouch=vouch)
 
     async def _fetch(self, ref: ContentRef, stall_s: float, deadline_s: float) -> Path:
         with trio.move_on_after(deadline_s):
@@ -345,24 +341,23 @@ class RunNode:
         candidate: Candidate,
         *,
         measure: bool,
+        vouch: bool = True,
         stall_s: float = REPLICA_STALL_S,
         deadline_s: float = COPY_DEADLINE_S,
     ) -> None:
-        """Fetch (within `deadline_s`) and check the weights of a checkpoint. Raises `RemoteProtocolError` if
-        they do not fit, `TransportError` or `StoreError`.
-
-        `measure`: a finished one's held-out loss, too. A node that trains needs its machine for that, and an
-        unfinished one is measured by the trainer that goes on from it.
-        """
+        """Fetch (within `deadline_s`) and check the weights of a checkpoint, and `vouch` for them; `measure`:
+        their held-out loss, too, where that can be done. Raises `RemoteProtocolError` if they do not fit,
+        `TransportError` or `StoreError`."""
         statement = candidate.statement
         item = statement.weights.info_hash
         with self.in_use.using(item):
             known = self.network.store.has(item)
             folder = await self._fetch(statement.weights, stall_s, deadline_s)
             try:
-                await self.checker.examine(candidate, folder, measure=measure and statement.finished)
+                await self.checker.examine(candidate, folder, measure=measure, vouch=vouch)
             except RemoteProtocolError as error:
                 log.warning("%s step %d is refused: %s", statement.role, statement.step, error)
+                await self._let_go(candidate)
                 if not known:  # else it is, or was, somebody's good item
                     self.in_use.unwanted(item)
                 raise
@@ -379,6 +374,22 @@ class RunNode:
             if not known:
                 self.in_use.unwanted(item)
 
+    async def refuse(self, candidate: Candidate) -> None:
+        """A trainer here could not go on from its bundle: say so, and keep it no longer."""
+        self.checker.found_useless(candidate)
+        await self._let_go(candidate)
+        self._attest(candidate.statement.role)
+        await self._flush()
+
+    async def _let_go(self, candidate: Candidate) -> None:
+        """It is false: if it is held, it is not any more."""
+        role = candidate.statement.role
+        if candidate.data not in self.ledger:
+            return
+        await trio.to_thread.run_sync(self.ledger.drop, candidate.data)
+        self.announcer.unsay(AnnounceRecord, role_scope(self.signed.run_id, role))
+        self.announce_newest(role)
+
     async def hold(
         self,
         data: bytes,
@@ -386,13 +397,16 @@ class RunNode:
         *,
         loss: float | None = None,
         access: bytes = b"",
+        vouch: bool = True,
     ) -> None:
-        """Both items of `statement` are complete and good here: note it and tell others. `loss`: as this node
-        measured it, if it did; `access`: the pass of the statement's holder, if it has one. Raises
-        `StoreError` when an item is no longer here: only what is here is announced."""
+        """Both items of `statement` are complete and well formed here: note it and tell others. `loss`: as
+        this node measured it, if it did; `access`: the pass of the statement's holder, if it has one;
+        `vouch`: say that it is good, too. Raises `StoreError` when an item is no longer here: only what is
+        here is announced."""
         with self.in_use.using(statement.weights.info_hash, statement.resume.info_hash):
             await trio.to_thread.run_sync(self.ledger.add, data, statement, access)
-        self.checker.found_good(data, statement, loss)
+        if vouch:
+            self.checker.found_good(data, statement, loss)
         if statement.role in self._private:
             return
         self._attest(statement.role)
@@ -424,13 +438,23 @@ class RunNode:
         """Whether the checkpoint this node made of `role` and announces is not known to be safe."""
         return role in self._lacking
 
+    def _note_holders(self, observation: Observation) -> None:
+        """Who holds a role decides which of its checkpoints is the newest, and so is announced from here."""
+        view = observation.view
+        for role, claims in view.claims.items():
+            before, self._holders[role] = self._holders.get(role), holder(role, claims, view.now_unix)
+            if self._holders[role] != before and self.progress.role != role:
+                self.announce_newest(role)
+
     def announce_newest(self, role: Role) -> None:
         """Say which checkpoint of `role` this node holds: the newest, from the next flush on."""
-        newest = self.ledger.newest(role)
+        me, progress = self.network.identity.node_id, self.progress
+        leader = (me, progress.term) if progress.role == role else self._holders.get(role)
+        newest = self.ledger.newest(role, leader)
         if newest is None or role in self._private:
             return
         data, statement = newest
-        mine = statement.holder == self.network.identity.node_id
+        mine = statement.holder == me
         if mine and self._announced.get(role, (b"", 0.0))[0] != data:
             self._announced[role] = (data, clock.monotonic())
             self._lacking.add(role)
@@ -468,5 +492,5 @@ class RunNode:
         me = self.network.identity.node_id
         if not observation.view.members.keys() - {me}:
             return []  # nobody is there to take it
-        newest = observation.newest
-        return [role for role, c in newest.items() if c.data in self.ledger and c.providers <= {me}]
+        held = {role: one for role, one in observation.newest.items() if one.data in self.ledger}
+        return [role for role, one in held.items() if self._witnessed(one).holders <= {me}]

@@ -4,9 +4,12 @@ Owns: choosing among announced runs, fetching and checking the manifest. Strange
 the manifest is bound to its run id by its hash and to its organiser by its signature.
 """
 
+import itertools
 import logging
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import trio
 
@@ -26,7 +29,9 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.manifest import MAX_MANIFEST_BYTES, SignedManifest, check_manifest
 from paris_p2p.wire.records import MAX_ADDRESS_CHARS, MAX_ADDRESSES, ProvideRecord, RunRecord, sign_record
+from paris_p2p.workers.nursery import open_inner_nursery
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FIND_DEADLINE_S = 10.0
@@ -34,8 +39,12 @@ FETCH_STALL_S = 20.0
 FETCH_TTL_S = 60.0
 MANIFEST_FILE = "manifest.paris"
 MAX_LISTED = 10
-MANIFEST_TRIES = 4
-"""Strangers can name any item as a run's manifest: so many are tried, the most often announced first."""
+MANIFEST_TRIES = 16
+"""Strangers can name any item as a run's manifest, with as many keys as they like. So many are tried, in turn
+those announced most often and those of keys drawn by lot, ..."""
+TRIED_AT_ONCE = 4
+MANIFEST_DEADLINE_S = 80.0
+"""... for so long in all."""
 
 
 def matching(records: Sequence[RunRecord], selector: str | None) -> list[RunRecord]:
@@ -46,17 +55,23 @@ def matching(records: Sequence[RunRecord], selector: str | None) -> list[RunReco
     return by_id or [record for record in records if record.name == selector]
 
 
-def choose(records: Sequence[RunRecord], selector: str | None) -> list[RunRecord]:
-    """The records of the one run meant (several publishers may announce it); empty when none is.
+def in_turn(most: Iterable[T], by_lot: Iterable[T], count: int) -> list[T]:
+    """`count` things, each once, in turn from either row: what strangers do most of, they can do alone."""
+    mixed = itertools.chain.from_iterable(itertools.zip_longest(most, by_lot))
+    return [one for one in dict.fromkeys(mixed) if one is not None][:count]
 
-    Raises `ConfigError` when several runs match.
-    """
-    found = matching(records, selector)
-    runs = {record.run_id: record.name for record in found}
-    if len(runs) > 1:
-        listed = _listed(f"{printable(name)} ({run_id.hex()[:12]})" for run_id, name in sorted(runs.items()))
-        raise ConfigError(f"several runs are announced: {listed}. Choose one with --run ID")
-    return found
+
+def _rows(things: Sequence[T], rng: random.Random) -> tuple[list[T], list[T]]:
+    """What is named most often first, and what is named by one after the other drawn by lot."""
+    return [one for one, _ in Counter(things).most_common()], rng.sample(things, len(things))
+
+
+def _only(found: Sequence[SignedManifest]) -> SignedManifest:
+    """The one run of `found` (not empty). Raises `ConfigError` when there are several."""
+    if len(found) > 1:
+        listed = _listed(f"{printable(one.manifest.name)} ({one.run_id.hex()[:12]})" for one in found)
+        raise ConfigError(f"several runs are announced: {listed}. Choose one with --run NAME, or --run ID")
+    return found[0]
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -65,12 +80,17 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(every[:MAX_LISTED]) + more
 
 
-async def find_run(network: Network, selector: str | None) -> SignedManifest:
+async def find_run(
+    network: Network, selector: str | None, rng: random.Random | None = None
+) -> SignedManifest:
     """The checked manifest of the run meant: from this home if a whole run id names one that is there (so
-    that the run's members can come back when its publisher has gone), else through the swarm.
+    that the run's members can come back when its publisher has gone), else through the swarm. What is
+    announced and has no manifest to show is no run.
 
-    Raises `NetworkError` when no such run is announced in time, `ConfigError` when several are.
+    Raises `NetworkError` when no such run is announced in time, or none of those has a manifest,
+    `ConfigError` when several have one.
     """
+    rng = rng or random.Random()
     remembered = _remembered(network.home, selector)
     if remembered is not None:
         return remembered
@@ -78,12 +98,52 @@ async def find_run(network: Network, selector: str | None) -> SignedManifest:
     while True:
         records = await network.dht.read("run", b"")
         announced = [r.payload for r in records if isinstance(r.payload, RunRecord)]
-        found = choose(announced, selector)
+        found = matching(announced, selector)
         if found:
-            return await _fetch_manifest(network, found)
+            return _only(await _manifests(network, found, rng))
         if clock.monotonic() > deadline:
             raise NetworkError(_not_found(announced, selector))
         await trio.sleep(1.0)
+
+
+async def announced_runs(network: Network, rng: random.Random | None = None) -> list[SignedManifest]:
+    """The checked manifests of the runs that are announced there, by name, where there are several; at most
+    `MAX_LISTED`, and none that cannot be had. Raises `TransportError`."""
+    records = await network.dht.read("run", b"")
+    announced = [record.payload for record in records if isinstance(record.payload, RunRecord)]
+    if len({record.run_id for record in announced}) < 2:
+        return []
+    try:
+        return await _manifests(network, announced, rng or random.Random())
+    except NetworkError as error:
+        log.info("no announced run has a manifest: %s", error)
+        return []
+
+
+async def _manifests(
+    network: Network, announced: Sequence[RunRecord], rng: random.Random
+) -> list[SignedManifest]:
+    """The manifests of the runs `announced` (not empty), by name, of so many as can be listed. Raises
+    `NetworkError` when none can be had."""
+    by_run: dict[RunId, list[RunRecord]] = {}
+    for record in announced:
+        by_run.setdefault(record.run_id, []).append(record)
+    found: list[SignedManifest] = []
+    reasons: list[str] = []
+
+    async def fetch(run_id: RunId) -> None:
+        try:
+            found.append(await _fetch_manifest(network, by_run[run_id], rng))
+        except NetworkError as error:
+            reasons.append(str(error))
+            log.info("the run %s: %s", run_id.hex()[:12], error)
+
+    async with open_inner_nursery() as nursery:
+        for run_id in in_turn(*_rows([record.run_id for record in announced], rng), MAX_LISTED):
+            nursery.start_soon(fetch, run_id)
+    if not found:
+        raise NetworkError(_listed(reasons))
+    return sorted(found, key=lambda signed: (signed.manifest.name, signed.run_id))
 
 
 def _remembered(home: Home, selector: str | None) -> SignedManifest | None:
@@ -112,27 +172,44 @@ async def _tell_of_fetch(network: Network, ref: ContentRef) -> None:
         log.info("telling of a fetch: %s", error)
 
 
-async def _fetch_manifest(network: Network, records: Sequence[RunRecord]) -> SignedManifest:
+async def _fetch_manifest(
+    network: Network, records: Sequence[RunRecord], rng: random.Random
+) -> SignedManifest:
     run_id = records[0].run_id
     remembered = load_manifest(network.home, run_id)
     if remembered is not None:
         return remembered
-    reasons = []
-    announced = Counter(record.manifest for record in records)
-    for ref, _ in announced.most_common(MANIFEST_TRIES):
-        if ref.length > MAX_MANIFEST_BYTES:
-            reasons.append("the announced manifest is too large")
-            continue
-        try:
-            await _tell_of_fetch(network, ref)
-            folder = await network.swarm.fetch(ref, stall_timeout_s=FETCH_STALL_S)
-            signed = check_manifest(await trio.Path(folder / MANIFEST_FILE).read_bytes(), run_id)
-        except (TransportError, RemoteProtocolError, ManifestError, OSError) as error:
-            reasons.append(str(error))
-            continue
-        save_manifest(network.home, signed)
-        return signed
-    raise NetworkError(f"the run's manifest could not be had: {'; '.join(reasons)}")
+    named = [record.manifest for record in records]
+    reasons: list[str] = []
+    found: list[SignedManifest] = []
+    left = iter(in_turn(*_rows(named, rng), MANIFEST_TRIES))
+
+    async def try_them(scope: trio.CancelScope) -> None:
+        for ref in left:
+            try:
+                found.append(await _one_manifest(network, ref, run_id))
+            except (TransportError, RemoteProtocolError, ManifestError, OSError) as error:
+                reasons.append(str(error))
+            else:
+                scope.cancel()
+
+    with trio.move_on_after(MANIFEST_DEADLINE_S) as scope:
+        async with open_inner_nursery() as nursery:
+            for _ in range(TRIED_AT_ONCE):
+                nursery.start_soon(try_them, scope)
+    if not found:
+        raise NetworkError(f"the run's manifest could not be had: {_listed(reasons)}")
+    save_manifest(network.home, found[0])
+    return found[0]
+
+
+async def _one_manifest(network: Network, ref: ContentRef, run_id: RunId) -> SignedManifest:
+    """The manifest of the run, if that is what `ref` is. Raises what fetching and checking raise."""
+    if ref.length > MAX_MANIFEST_BYTES:
+        raise ManifestError("the announced manifest is too large")
+    await _tell_of_fetch(network, ref)
+    folder = await network.swarm.fetch(ref, stall_timeout_s=FETCH_STALL_S)
+    return check_manifest(await trio.Path(folder / MANIFEST_FILE).read_bytes(), run_id)
 
 
 def load_manifest(home: Home, run_id: RunId) -> SignedManifest | None:

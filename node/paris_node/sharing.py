@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from paris_node.sizes import WORTH_SAYING_BYTES, read_limits
+from paris_node.sizes import WORTH_SAYING_BYTES, check_piece_length, read_limits
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash
+from paris_p2p.net.addresses import Endpoint, parse_endpoint
 from paris_p2p.net.limits import SwarmLimits
 from paris_p2p.net.multi import ReachOptions
 from paris_p2p.net.swarm import Peer, Swarm, open_swarm
@@ -32,6 +33,8 @@ from paris_p2p.wire.content import AnyRef, ContentRef
 from paris_p2p.wire.identity import SEED_BYTES, Identity, node_id_from_peer_id
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from paris_node.quick import Share
     from paris_p2p.net.mdns import Lan
 
@@ -60,7 +63,14 @@ class ShareRequest:
 
 def share_request(share: "Share") -> ShareRequest:
     """The options as given, read. Raises `ConfigError`."""
-    limits = read_limits(share.limit_up, share.limit_down, share.seed_ratio, share.seed_time)
+    limits = read_limits(
+        share.limit_up,
+        share.limit_down,
+        share.peer_limit_up,
+        share.peer_limit_down,
+        seed_ratio=share.seed_ratio,
+        seed_time=share.seed_time,
+    )
     via = tuple(parse_peer(text, "--via") for text in share.via or ())
     return ShareRequest(share.home, share.listen, share.announce, limits, share.lan, via)
 
@@ -85,8 +95,8 @@ def own_identity(home: Home | None) -> Iterator[Identity]:
         if home is not None:
             try:
                 stack.enter_context(home.lock())
-            except ConfigError as error:
-                log.info("%s; this process goes on under an identity of its own", error)
+            except ConfigError:
+                log.info("this home's node is running, so this command goes by an identity of its own")
             else:
                 identity = home.identity()
         yield identity
@@ -109,6 +119,10 @@ async def open_sharing(
     async def find_helpers() -> Sequence[Peer]:
         return request.via
 
+    async def chosen() -> list[Endpoint]:
+        named = [parse_endpoint(text) for peer in request.via for text in peer.addresses]
+        return [endpoint for endpoint in named if endpoint is not None]
+
     async with AsyncExitStack() as stack:
         opened = open_swarm(
             identity,
@@ -118,15 +132,20 @@ async def open_sharing(
             find_peers=find_peers,
             rng=random.Random(os.urandom(16)),
             limits=request.limits,
-            reach=ReachOptions(find_helpers, None) if request.via else None,
+            reach=ReachOptions(find_helpers, None, chosen) if request.via else None,
         )
         swarm = await stack.enter_async_context(opened)
         if request.lan:
-            from paris_p2p.net.mdns import open_lan
-
-            near = open_lan(identity.node_id, swarm.addresses, interfaces=listened_interfaces(listen))
-            lan = await stack.enter_async_context(near)
+            lan = await stack.enter_async_context(open_near(identity, swarm, listen))
         yield swarm
+
+
+def open_near(identity: Identity, swarm: Swarm, listen: Sequence[str]) -> "AbstractAsyncContextManager[Lan]":
+    """The nodes on the local network, told of this one, on the interfaces of `listen`. Its multicast is
+    imported only now."""
+    from paris_p2p.net.mdns import open_lan
+
+    return open_lan(identity.node_id, swarm.addresses, interfaces=listened_interfaces(listen))
 
 
 async def until_reachable(request: ShareRequest, swarm: Swarm) -> str:
@@ -159,6 +178,7 @@ def place(
 
     It is hashed only if it changed since it was last. Raises `ConfigError`, `StoreError`.
     """
+    check_piece_length(piece_length)
     key = hashlib.sha256(f"{piece_length or 0} {path.absolute()}".encode(errors="surrogateescape"))
     store = ContentStore(home.path / "seeds" / key.hexdigest()[:32])
     threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)

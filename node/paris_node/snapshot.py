@@ -4,7 +4,7 @@ Owns: reading a run's records from the DHT into an `Observation`, and its reduct
 Does not own: drawing (`views`), deciding (`core`).
 """
 
-import itertools
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from paris_node.judging import (
     candidates,
     countable,
     heard_first,
+    holder,
     jury,
     newest_candidate,
     verify_new,
@@ -37,8 +38,10 @@ from paris_p2p.core.assignment import (
     role_states,
     seen_claims,
 )
+from paris_p2p.core.conduct import Conduct
 from paris_p2p.core.safety import safe_checkpoint
 from paris_p2p.dht.client import Dht
+from paris_p2p.errors import TransportError
 from paris_p2p.ids import ROUTER, NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.identity import peer_id_text
@@ -46,9 +49,12 @@ from paris_p2p.wire.manifest import Manifest, SignedManifest
 from paris_p2p.wire.records import MemberRecord, Record, role_scope
 from paris_p2p.wire.terms import term_number
 
+log = logging.getLogger(__name__)
+
 STALE_S = 1.0
 """What was read longer ago is read again before it is judged: claims last seconds."""
-MAX_MEMBERS = 2048
+MEMBERS_KEPT_S = 60.0
+"""Where the members cannot be read in time, those read so long ago are still taken for the run's."""
 MAX_COUNT = 1 << 50
 """Steps, rates and losses beyond this are a stranger's joke."""
 MAX_SKEW_S = 3600.0
@@ -89,8 +95,9 @@ class RoleLine:
     in term `made_in`, going on from the resume item `parent` (hex), if any; `checked`: whether it is more
     than its signer's word; `checked_by` witnesses found it good, with a held-out loss of `measured_loss` if
     they measured. `safe_step`: of the newest checkpoint that enough others hold. `overdue`: the providers
-    that should have announced it again by now. `variant`: the kind of expert it is, or must become; None
-    where the run has one kind only, and where it is open.
+    that should have announced it again by now. `loss`: in training, as its holder says; `heldout_loss`: of
+    that checkpoint, as its maker says. `variant`: the kind of expert it is, or must become; None where the
+    run has one kind only, and where it is open.
     """
 
     role: Role
@@ -115,6 +122,7 @@ class RoleLine:
     parent: str | None = None
     overdue: int = 0
     variant: str | None = None
+    heldout_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,24 +165,27 @@ async def observe(
 ) -> Observation:
     """Read the live records of the run, and judge what strangers say by what this node knows itself.
 
-    Of `roles` only (default: all), and without those whose claims take longer than `patience_s` to read.
+    Of `roles` only (default: all), and without those whose claims, announcements or attestations take longer
+    than `patience_s` to read: what was not read is not empty. Raises `TransportError` where the members were
+    not read, now or lately.
+
     `met`: what the same reader's last observations verified. Without it, of roles that it does not know yet,
     and with `whole`, everything announced is verified: that takes seconds when there are thousands. Otherwise
     a little of what is new is.
     """
     roles = signed.manifest.roles if roles is None else roles
     met = Met() if met is None else met
-    reading = await _read_run(dht, signed, roles, patience_s)
+    dht.vouch_for((signed.manifest.organiser, *signed.manifest.claimants))
+    reading = await _read_run(dht, signed, roles, patience_s, met, known.me)
     began = clock.monotonic()
     await reading.verify(signed, met, whole)
     if clock.monotonic() - began > STALE_S:
-        reading = await _read_run(dht, signed, roles, patience_s)
+        reading = await _read_run(dht, signed, roles, patience_s, met, known.me)
         await reading.verify(signed, met, False)
     now_unix, claims, shown = reading.now_unix, reading.claims, reading.announced
     words = jury(signed, reading.members, known)
     found = {
-        role: candidates(signed, role, shown.get(role, ()), met, reading.said[role], words, known)
-        for role in claims
+        role: candidates(signed, role, shown[role], met, reading.said[role], words, known) for role in claims
     }
     honest = honoured(claims, now_unix, signed.manifest.max_roles_per_node)
     overdue = {role: _overdue(records, now_unix) for role, records in shown.items()}
@@ -183,8 +194,8 @@ async def observe(
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A run's records as read at one moment. `claims` and `announced` lack the roles whose keys took too long
-    to read."""
+    """A run's records as read at one moment. `claims`, `announced` and `said` lack the roles of which any key
+    was not read."""
 
     now_unix: float
     members: Mapping[NodeId, MemberRecord]
@@ -203,32 +214,69 @@ class _Reading:
         )
 
 
-async def _read_run(dht: Dht, signed: SignedManifest, roles: Sequence[Role], patience_s: float) -> _Reading:
+async def _read_run(
+    dht: Dht,
+    signed: SignedManifest,
+    roles: Sequence[Role],
+    patience_s: float,
+    met: Met,
+    me: NodeId | None,
+) -> _Reading:
     kinds = ("claim", "announce", "attest")
     keys = [(kind, role_scope(signed.run_id, role)) for kind in kinds for role in roles]
     answers = await _read([*keys, ("member", signed.run_id)], dht, patience_s)
-    claimed, announced, attested = (answers[n * len(roles) : (n + 1) * len(roles)] for n in range(3))
+    by_role = zip(roles, *(answers[n * len(roles) : (n + 1) * len(roles)] for n in range(3)), strict=True)
+    whole = {
+        role: (claimed, announced, attested)
+        for role, claimed, announced, attested in by_role
+        if claimed is not None and announced is not None and attested is not None
+    }
     now_unix = clock.unix()
     lease = signed.manifest.lease
+    claims = {
+        role: seen_claims(role, admitted(signed, claimed, now_unix), lease, now_unix)
+        for role, (claimed, _, _) in whole.items()
+    }
     return _Reading(
         now_unix,
-        _members(answers[-1] or (), now_unix),
-        {
-            role: seen_claims(role, admitted(signed, records, now_unix), lease, now_unix)
-            for role, records in zip(roles, claimed, strict=True)
-            if records is not None
-        },
-        {role: records for role, records in zip(roles, announced, strict=True) if records is not None},
-        {
-            role: attestations(signed, records or (), now_unix)
-            for role, records in zip(roles, attested, strict=True)
-        },
+        _current_members(answers[-1], met, now_unix),
+        _heard(signed.manifest, claims, now_unix, met.conduct, me),
+        {role: announced for role, (_, announced, _) in whole.items()},
+        {role: attestations(signed, attested, now_unix) for role, (_, _, attested) in whole.items()},
     )
 
 
+def _heard(
+    manifest: Manifest,
+    claims: Mapping[Role, Sequence[SeenClaim]],
+    now_unix: float,
+    conduct: Conduct,
+    me: NodeId | None,
+) -> Mapping[Role, Sequence[SeenClaim]]:
+    """The claims without those of keys that take held roles over again and again: for whatever follows."""
+    ttl_s, limit = manifest.lease.ttl_s, manifest.max_roles_per_node
+    heard = conduct.hear(claims, now_unix, me=me, ttl_s=ttl_s, max_roles=limit)
+    for owner, role in heard.news:
+        text = "%s takes one held role after the other, %s now: it is not heard there for a while"
+        log.warning(text, peer_id_text(owner), role)
+    return heard.claims
+
+
+def _current_members(
+    records: list[Record] | None, met: Met, now_unix: float
+) -> Mapping[NodeId, MemberRecord]:
+    """The members that were read now or else lately: how many must vouch for a checkpoint depends on them,
+    and nobody is needed where there seems to be nobody."""
+    if records is not None:
+        met.members = (now_unix, _members(records, now_unix))
+    read_unix, members = met.members
+    if not 0 <= now_unix - read_unix <= MEMBERS_KEPT_S:
+        raise TransportError("the members of the run could not be read in time")
+    return members
+
+
 def _overdue(records: Iterable[Record], now_unix: float) -> frozenset[NodeId]:
-    late = (one.owner for one in records if is_overdue(one.expiration_unix, PROVIDE_TTL_S, now_unix))
-    return frozenset(itertools.islice(late, MAX_MEMBERS))
+    return frozenset(one.owner for one in records if is_overdue(one.expiration_unix, PROVIDE_TTL_S, now_unix))
 
 
 async def _read(
@@ -247,10 +295,22 @@ def _observation(
     now_unix: float,
 ) -> Observation:
     counting = {role: countable(role, some, claims[role], now_unix) for role, some in found.items()}
-    newest = {role: newest_candidate(some) for role, some in counting.items() if some}
-    replicas = signed.manifest.replicas
+    manifest = signed.manifest
+    interval = manifest.recipe.checkpoint_interval_steps
+    holders = {role: holder(role, claims[role], now_unix) for role in counting}
+    newest = {
+        role: newest_candidate(some, within_steps=interval, leader=holders[role])
+        for role, some in counting.items()
+        if some
+    }
     safe = {
-        role: safe_checkpoint([one.held for one in some], members, replicas)
+        role: safe_checkpoint(
+            [one.held for one in some],
+            members,
+            manifest.replicas,
+            within_steps=interval,
+            leader=holders[role],
+        )
         for role, some in counting.items()
     }
     view = View(
@@ -268,7 +328,7 @@ def _members(records: Iterable[Record], now_unix: float) -> dict[NodeId, MemberR
     """The members among `records`; one that says impossible numbers says nothing."""
     return {
         record.owner: record.payload
-        for record in itertools.islice(records, MAX_MEMBERS)
+        for record in records
         if isinstance(record.payload, MemberRecord) and plausible(record.payload, now_unix)
     }
 
@@ -297,19 +357,19 @@ def _role_line(status: RoleStatus, observation: Observation, manifest: Manifest)
     training = manifest.training(status.role, best.variant if best else None)
     newest, safe = observation.newest.get(status.role), observation.safe.get(status.role)
     checked, finished = newest is not None and newest.credible, status.state is RoleState.FINISHED
-    loss = status.loss if status.loss is not None or best is None else best.heldout_loss
+    begun = bool(status.images_per_s)  # else it has resumed, and reported no step yet
     rate = status.images_per_s or None  # a stranger's word: it may be any positive number
     left = (status.total_steps or training.steps) - status.step
     return RoleLine(
         role=status.role,
-        state="claimed" if finished and not checked else status.state.value,
+        state="checking" if finished and not checked else status.state.value,
         holder=status.holder,
         term=term_number(status.term),
         step=status.step,
         total_steps=status.total_steps or training.steps,
         announced_step=best.step if best else 0,
         age_s=_sensible(status.age_s),
-        loss=loss,
+        loss=status.loss if begun else None,
         images_per_s=rate,
         eta_s=_sensible(left * training.batch_size / rate if rate else None),
         content_id=best.weights.info_hash.hex() if best else None,
@@ -323,6 +383,7 @@ def _role_line(status: RoleStatus, observation: Observation, manifest: Manifest)
         parent=best.parent.hex() if best and best.parent else None,
         overdue=len(newest.providers & observation.overdue.get(status.role, frozenset())) if newest else 0,
         variant=_variant(status.role, best, manifest),
+        heldout_loss=best.heldout_loss if best else None,
     )
 
 
@@ -347,7 +408,9 @@ def _role_json(line: RoleLine) -> dict[str, Any]:
         "total_steps": line.total_steps,
         "announced_step": line.announced_step,
         "age_s": None if line.age_s is None else round(line.age_s, 1),
-        "loss": line.loss,
+        "loss": line.heldout_loss if line.loss is None else line.loss,
+        "training_loss": line.loss,
+        "heldout_loss": line.heldout_loss,
         "images_per_s": line.images_per_s,
         "eta_s": None if line.eta_s is None else round(line.eta_s, 1),
         "content_id": line.content_id,

@@ -5,9 +5,11 @@ roles this node may claim (`fitting`, `--role`), claiming one (`core.lease`), co
 (`run_node`).
 """
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 
 from paris_node.snapshot import Observation
 from paris_p2p.core.assignment import RoleState, View, role_states
@@ -67,6 +69,11 @@ def _of_others(view: View, me: NodeId) -> View:
     """Without this node's own claims: it has given them up, whether or not that is seen yet."""
     claims = {role: [one for one in some if one.owner != me] for role, some in view.claims.items()}
     return replace(view, claims=claims)
+
+
+def fetch_model_command(home: Path | None) -> str:
+    """The command that gets the model of the run, from the home named by `--home`, if any."""
+    return FETCH_MODEL if home is None else f"{FETCH_MODEL} --home {shlex.quote(str(home))}"
 
 
 class StandingBy:

@@ -14,12 +14,14 @@ import trio
 
 from paris_node.fitting import ChoosyMachine, Fit, TooBig
 from paris_node.progress import NO_ROLE
+from paris_node.renewals import Renewals
 from paris_node.room import check_room
-from paris_node.run_node import RunNode
+from paris_node.run_node import HAND_OVER_S, RunNode
 from paris_node.snapshot import Observation
 from paris_node.standing_by import FETCH_MODEL, StandingBy
-from paris_node.training_job import Outcome, TrainingJob
+from paris_node.training_job import STOP_GRACE_S, Outcome, TrainingJob
 from paris_p2p import clock
+from paris_p2p.core.assignment import View
 from paris_p2p.core.lease_actions import Action, Now, Start, Stop, Trainer, WriteClaim
 from paris_p2p.errors import ConfigError, StoreError, TransportError
 from paris_p2p.ids import Role, Term
@@ -80,7 +82,6 @@ class Volunteer:
         self._device = device
         self._threads = threads
         self._job: TrainingJob | None = None
-        self._job_scope = trio.CancelScope()
         self._fatal: ConfigError | None = None
         self._training = trio.Lock()  # one trainer at a time: a lost one may take seconds to end
         self._wake = trio.Event()
@@ -91,6 +92,8 @@ class Volunteer:
         self._finished_at = math.inf  # monotonic: since when every role is seen finished
         self._paused = False
         self._rest_until = 0.0  # monotonic: nothing is looked at before
+        self._view: View | None = None  # the last one the machine was shown
+        self._renewals = Renewals(manifest.lease.ttl_s)
 
     def leave(self) -> None:
         """Finish with a checkpoint and return from `run`."""
@@ -100,6 +103,16 @@ class Volunteer:
         else:
             self._reading.cancel()
         self._wake.set()
+
+    def leaving_takes(self) -> str:
+        """What `leave` waits for, and for how long at most."""
+        rest_s = RELEASE_DEADLINE_S + HAND_OVER_S
+        if self._job is None:
+            return f"what only this node has is handed over ({rest_s:.0f} s at most)"
+        if not self._job.ready:
+            return f"{self._job.role} is given back before its training began ({rest_s:.0f} s at most)"
+        does = "finishes its step, measures the held-out loss and saves a checkpoint, which peers copy"
+        return f"{self._job.role} {does} ({STOP_GRACE_S + rest_s:.0f} s at most)"
 
     async def run(self, *, until_complete: bool) -> None:
         """Claim and train until `leave` is called or, with `until_complete`, every role is finished."""
@@ -112,6 +125,8 @@ class Volunteer:
             nursery.cancel_scope.cancel()
         await self._release()
         self._node.progress.activity = "leaving"
+        if self._leaving and self._node.ledger.held():
+            self._node.output.say(f"handing over what no other node has yet, {HAND_OVER_S:.0f} s at most")
         await self._node.hand_over()
         if self._fatal is not None:
             raise self._fatal
@@ -121,9 +136,16 @@ class Volunteer:
             return False
         return self._leaving or (until_complete and self._complete)
 
+    def _claims_no_more(self) -> bool:
+        """Whether nothing is read or bid for any more: this node leaves, and has no lease to keep until its
+        trainer has ended."""
+        return self._leaving and (self._job is None or self._machine.holding is None)
+
     async def _sleep(self) -> None:
         """Until the machine wants to look again, or a job ends."""
         until = max(self._machine.next_wakeup(), self._rest_until)
+        if self._claims_no_more():
+            until = math.inf  # the job's end wakes it
         with trio.move_on_after(max(0.0, until - clock.monotonic())):
             await self._wake.wait()
         self._wake = trio.Event()
@@ -142,7 +164,7 @@ class Volunteer:
     async def _step(self, nursery: trio.Nursery) -> None:
         owed, self._owed = self._owed, []
         await self._perform([*owed, *self._machine.step(None, now())], nursery)
-        if (self._leaving and self._job is None) or not self._machine.wants_view(now()):
+        if self._claims_no_more() or not self._machine.wants_view(now()):
             return
         observation = await self._read()
         if observation is None:
@@ -150,8 +172,9 @@ class Volunteer:
             return
         self._complete = self._is_complete(observation)
         self._leave_the_big_alone(observation)
-        if self._leaving and self._job is None:
+        if self._claims_no_more():
             return
+        self._view = observation.view
         if self._short_of_disk():
             self._rest_until = clock.monotonic() + DISK_PERIOD_S
             return
@@ -167,7 +190,8 @@ class Volunteer:
         if fit is None:
             return
         read = [role for role in self._claimable if role in view.claims]
-        new = self._too_big.see(read, view.statements, clock.monotonic())
+        weighed = {role: one.statement for role, one in observation.newest.items() if one.weighed}
+        new = self._too_big.see(read, weighed, clock.monotonic())
         self._machine.left_alone = self._too_big.roles
         newest = None if wanted is None else observation.newest.get(wanted)
         idle = self._machine.role is None and not self._leaving
@@ -264,46 +288,82 @@ class Volunteer:
         self._machine.stored(write, ok, clock.monotonic() - started, now())
 
     def _start(self, start: Start, nursery: trio.Nursery) -> None:
-        """Train `start`. A trainer that ran on without a lease ends with a checkpoint first: `_training`."""
-        if self._job is not None:
-            self._node.make_public(start.role)
-            self._job.stop()
-        term = term_number(start.term)
+        """Train `start`. A trainer of it that ran on without a lease goes on under the new one, unless
+        somebody trained the role meanwhile; then it ends with a checkpoint first: `_training`."""
+        if self._leaving:
+            return
         self._standing_by.has_claimed()
+        self._renewals.won(clock.monotonic())
+        job = self._job
+        if job is not None and job.role == start.role and not job.stopping and not self._overtaken(job):
+            self._take_back(job, start)
+            return
+        if job is not None:
+            self._node.make_public(start.role)
+            job.stop()
+        term = term_number(start.term)
         self._node.output.event("claimed", f"{start.role} is ours (term {term})", role=start.role, term=term)
         progress = self._node.progress
-        progress.role, progress.term, progress.step, progress.loss = start.role, start.term, 0, 0.0
+        progress.role, progress.term, progress.step = start.role, start.term, 0
+        progress.loss = progress.images_per_s = 0.0
         self._job = TrainingJob(
             self._node, start.role, start.term, device=self._device, threads=self._threads, fit=self._fit
         )
-        self._job_scope = trio.CancelScope()
-        nursery.start_soon(self._work, self._job, self._job_scope, start)
+        nursery.start_soon(self._work, self._job)
+
+    def _overtaken(self, job: TrainingJob) -> bool:
+        """Whether the checkpoint that the run goes by is another node's, of a newer term than `job` has."""
+        newest = None if self._view is None else self._view.statements.get(job.role)
+        mine = self._node.network.identity.node_id
+        return newest is not None and newest.holder != mine and newest.term > job.term
+
+    def _take_back(self, job: TrainingJob, start: Start) -> None:
+        """The role is ours again, and nobody had it meanwhile: its trainer loses no step. What it makes from
+        now on has the new term; what it made without a lease has its old one, and may be told of now."""
+        role, term = start.role, term_number(start.term)
+        job.go_on(start.term)
+        progress = self._node.progress
+        progress.term = start.term
+        self._node.make_public(role)
+        output = self._node.output
+        if not job.ready:
+            output.event("claimed", f"{role}: back (term {term})", role=role, term=term)
+            return
+        output.event("claimed", role=role, term=term)
+        text = f"{role}: back, going on from step {progress.step} (term {term})"
+        output.event("resumed", text, role=role, term=term, step=progress.step, parent=job.parent.hex())
 
     def _stop(self, stop: Stop) -> None:
         """The lease of a role is over; what becomes of its trainer is the machine's decision."""
         if stop.trainer is Trainer.RUN_ON:
-            log.warning("%s is trained on without a lease: %s", stop.role, stop.reason)
-            text = f"{stop.role} is trained on, nothing is announced: {stop.reason}"
+            text = f"{stop.role}: {stop.reason}; training goes on here, nothing is lost"
             self._node.output.event("adrift", text, role=stop.role, reason=stop.reason)
             self._node.keep_private(stop.role)
+            self._say_if_busy()
             return
-        log.warning("%s is given up: %s", stop.role, stop.reason)
         self._node.output.event(
             "stopped", f"{stop.role} is given up: {stop.reason}", role=stop.role, reason=stop.reason
         )
-        if stop.trainer is Trainer.WIND_UP and self._job is not None:
-            self._node.make_public(stop.role)  # a candidate among others: it has the old term
-            self._job.stop()
-        else:
-            self._job_scope.cancel()
+        self._node.make_public(stop.role)
+        if self._job is not None:
+            self._job.stop()  # with a checkpoint, a candidate among others: it has the old term
 
-    async def _work(self, job: TrainingJob, scope: trio.CancelScope, start: Start) -> None:
-        outcome = Outcome("lost")
-        with scope:
-            async with self._training:
-                outcome = await job.run()
+    def _say_if_busy(self) -> None:
+        if not self._renewals.lost(clock.monotonic()):
+            return
+        ttl_s = self._node.signed.manifest.lease.ttl_s
+        text = (
+            f"this machine is too busy, or its network too slow, to renew its lease in time ({ttl_s:.0f} s); "
+            "end other programs or use --threads 1"
+        )
+        self._node.output.event("busy", text, ttl_s=ttl_s)
+
+    async def _work(self, job: TrainingJob) -> None:
+        async with self._training:
+            outcome = await job.run()
         if self._job is not job:
             return  # the next one has begun, of this role or another
+        start = Start(job.role, job.term)  # the last lease it trained under
         self._job = None
         self._node.make_public(start.role)
         progress = self._node.progress
@@ -335,7 +395,6 @@ class Volunteer:
             self._machine.failed(start.role, now())
             self.leave()
         elif outcome.kind == "failed":
-            log.error("%s: %s", start.role, outcome.reason)
             self._node.output.event(
                 "failed", f"{start.role} failed: {outcome.reason}", role=start.role, reason=outcome.reason
             )

@@ -1,7 +1,7 @@
 """Which checkpoints may be used, and which is best: pure rules over signed statements and headers.
 
 Owns: the conditions a checkpoint must meet before a byte of it is fetched (`refusal`), before it is used or
-passed on (`check_weights_header`, `loss_refusal`), whose word for that counts (`standing`), and the order in
+passed on (`loss_refusal`), whose word for that counts (`standing`), and the order in
 which candidates are tried (`order_checkpoints`).
 Does not own: fetching, or reading weights (`store.weights`), or who may speak at all (`core.access`).
 """
@@ -18,7 +18,7 @@ from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, Manifest, SignedManifest
-from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, check_schema, tensor_bytes
+from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, tensor_bytes
 from paris_p2p.wire.terms import highest_number, term_number
 
 SIDE_FILES_BYTES = 64 << 20
@@ -90,19 +90,24 @@ def standing(
 ) -> Standing:
     """The standing of a checkpoint. `checked`: this node found it good.
 
-    The own check beats every word. The organiser's word, either way, is enough, whoever the holder is; while
-    it publishes, nobody else's is, because keys are free and so are witnesses. Without it `Jury.needed`
-    others must vouch, and more than say the opposite.
+    The own check beats every word. That the organiser found it bad, or measured its loss and found it good,
+    is enough, whoever the holder is; while it publishes, nobody else's word is, because keys are free and so
+    are witnesses. Where it is away, or could check the form only, which noise has as well, `Jury.needed`
+    members must vouch, the organiser perhaps among them, and more than say the opposite.
     """
     if checked:
         return Standing.CHECKED
-    words = {word.owner: word.good for word in eligible(statement, attestations, jury)}
-    if jury.organiser in words:
-        return Standing.BACKED if words[jury.organiser] else Standing.REFUTED
+    eligible_words = eligible(statement, attestations, jury)
+    organiser = next((word for word in eligible_words if word.owner == jury.organiser), None)
+    if organiser is not None and not organiser.good:
+        return Standing.REFUTED
+    if organiser is not None and organiser.loss is not None:
+        return Standing.BACKED
     if statement.holder in jury.ignored:
         return Standing.REFUTED
-    if jury.publishing:
+    if jury.publishing and organiser is None:
         return Standing.UNCHECKED
+    words = {word.owner: word.good for word in eligible_words}
     good = sum(words.values())
     enough = good >= jury.needed(statement.holder) and good >= len(words) - good
     return Standing.BACKED if enough else Standing.UNCHECKED
@@ -208,14 +213,6 @@ def limit_per_holder(
         counted = sorted(some, key=lambda one: one not in backed)
         kept += list(dict.fromkeys([counted[0], some[0], *counted]))[:limit]
     return kept
-
-
-def check_weights_header(header: Header, architecture: Architecture) -> None:
-    """Refuse weights whose tensors are not exactly the architecture's.
-
-    Raises `RemoteProtocolError` naming the first difference.
-    """
-    check_schema(header, architecture.tensors)
 
 
 def refusal(statement: CheckpointStatement, manifest: Manifest, role: Role) -> str | None:

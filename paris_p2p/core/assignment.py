@@ -22,6 +22,10 @@ MAX_ROLES_PER_NODE = 1
 """A node trains one role at a time; a key that claims more is not heard (`honoured`)."""
 
 
+Maker = tuple[NodeId, Term]
+"""Who works, or worked, under which claim: what a statement and a claim of one lineage share."""
+
+
 @dataclass(frozen=True, slots=True)
 class SeenClaim:
     """A claim on a role as read: `state` is `bid`, `hold` or `released`; times are unix seconds."""
@@ -171,12 +175,22 @@ def claimed(role: Role, view: View) -> bool:
     return any(claim.live(view.now_unix) for claim in view.claims.get(role, ()))
 
 
-def newest_statement(statements: Iterable[CheckpointStatement]) -> CheckpointStatement | None:
-    """The checkpoint a successor goes on from: a finished one, else the latest step of the highest term.
+def newest_statement(
+    statements: Iterable[CheckpointStatement], *, within_steps: float, leader: Maker | None = None
+) -> CheckpointStatement | None:
+    """The checkpoint a successor goes on from: a finished one, else the role's holder's latest of its very
+    claim (`leader`, if the role has a holder), else the latest step of the highest term among those that are
+    at most `within_steps` (the checkpoint interval) behind the furthest of `statements`.
 
-    The term comes before the step, so that a woken zombie's output never overwrites the newer lineage.
+    The term comes before the step, so that a woken zombie's output never overwrites the newer lineage. But a
+    statement needs no claim: whoever signs one chooses its term, and must not undo days of work by that.
     """
-    return max(statements, key=_lineage, default=None)
+    some = list(statements)
+    if not any(one.finished for one in some):
+        furthest = max((one.step for one in some), default=0)
+        led = [one for one in some if (one.holder, one.term) == leader]
+        some = led or [one for one in some if one.step >= furthest - within_steps]
+    return max(some, key=_lineage, default=None)
 
 
 def _lineage(statement: CheckpointStatement) -> tuple[bool, int, int, float, bytes, bytes]:

@@ -93,7 +93,8 @@ class ClaimMemory:
         if statement is None or term_number(statement.term) > highest_number(now_unix + CLOCK_TOLERANCE_S):
             return
         known = self._statements.get(role)
-        newest = newest_statement([statement] if known is None else [known, statement])
+        shown = [statement] if known is None else [known, statement]
+        newest = newest_statement(shown, within_steps=math.inf)  # which counts, the reading has decided
         if newest == statement:
             self._shown_unix[role] = now_unix
         self._statements[role] = newest or statement

@@ -16,7 +16,7 @@ The driver's loop, in which a read gives up within a few seconds:
 
 A lease is no lock: the DHT has no compare-and-swap, so after a partition, a late write or a lie two nodes
 can both believe that they hold a role. The protocol makes that rare and short, the **term** harmless:
-outputs are keyed by (role, term, holder, step), and `assignment.newest_statement` puts the term first.
+outputs are keyed by (role, term, holder, step), and `assignment.newest_statement` puts the holder's first.
 
 Who wins. While a claim is being made, HOLD goes before BID whatever their terms: a bidder may have missed
 the HOLD in its first read, and must not push out a healthy holder by a term it made up. Between two HOLDs
@@ -24,6 +24,7 @@ the higher term wins: it can only exist because the other holder looked dead to 
 settled, confirmed, and resumed from the announced checkpoint, so the older one is a zombie, a node that
 was cut off, or one whose records did not get through; its lineage is the one that must end. No two claims
 have one term: those that took the same number, not having seen each other, are told apart by their marks.
+No lease that stands ends by the term of a checkpoint: who signs one chooses it, and needs no claim for it.
 
 Restart. A node that finds its own live claim from an earlier process bids again at once, with the next
 term. That is safe: the identity is locked to one process and the trainer dies with its parent, so nobody
@@ -378,9 +379,9 @@ class LeaseMachine:
         return None
 
     def _fenced_by(self, term: Term, lease: _Lease) -> bool:
-        """Whether outputs under `lease` could collide with those another holder made in `term`."""
-        fresh = self._state in (State.BIDDING, State.CONFIRMING)
-        return term >= lease.term if fresh else term > lease.term
+        """Whether a checkpoint of `term` ends a claim: none ends a lease that stands, whoever made it."""
+        least = lease.term + 1 if self._state is State.ADRIFT else lease.term
+        return self._state is not State.HOLDING and term >= least
 
     def _not_mine(self, claim: SeenClaim, lease: _Lease) -> bool:
         """Whether a claim under our name is neither ours nor a leftover that our next write replaces."""
@@ -424,9 +425,7 @@ class LeaseMachine:
         role, self._adrift_since = self.role, None
         self._losses += 1
         self._end(event, now.monotonic + self._backoff())
-        if role is None or (held is None and not adrift):
-            return []
-        return [Stop(role, reason, Trainer.WIND_UP if adrift else Trainer.END)]
+        return [Stop(role, reason, Trainer.WIND_UP)] if role and (held or adrift) else []
 
     def _cut_off(self, lease: _Lease, reason: str, now: Now) -> list[Action]:
         """The lease is over, or the bid for another came to nothing; the trainer goes on."""

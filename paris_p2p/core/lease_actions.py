@@ -37,11 +37,10 @@ class Start:
 
 
 class Trainer(Enum):
-    """What becomes of the trainer of a role that is no longer ours. `END`: at once; `RUN_ON`: it goes on, its
-    checkpoints are kept here and told nobody; `WIND_UP`: it ends with a checkpoint, which is announced as
-    one candidate among others."""
+    """What becomes of the trainer of a role that is no longer ours. `RUN_ON`: it goes on, its checkpoints are
+    kept here and told nobody; `WIND_UP`: it ends with a checkpoint, which is announced as one candidate among
+    others. It never ends without one: whoever makes a holder stop must not undo its work."""
 
-    END = "end"
     RUN_ON = "run on"
     WIND_UP = "wind up"
 
@@ -55,7 +54,7 @@ class Stop:
 
     role: Role
     reason: str
-    trainer: Trainer = Trainer.END
+    trainer: Trainer
 
 
 Action = WriteClaim | Start | Stop

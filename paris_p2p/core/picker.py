@@ -5,7 +5,8 @@ pieces nobody has begun. Does not own: blocks within a piece (`core.blocks`), wh
 the endgame (`core.scheduler`), time, or bytes.
 
 Free pieces lie in buckets by availability; a bucket is an array with swap-removal, so that moving a piece
-and picking from a peer that has everything cost O(1).
+and picking from a peer that has everything cost O(1). So does every message of a peer but its bitfield, and
+the one `Have` with which it comes to have everything: what it lacks from then on is noted apart.
 """
 
 import random
@@ -19,6 +20,8 @@ P = TypeVar("P", bound=Hashable)
 
 RANDOM_FIRST_PIECES = 4
 FEW = 48  # wanted pieces: looking at each is then faster than searching the buckets
+MANY = 10_000  # free pieces: to draw some until the peer has one is then faster than to list those it has
+DRAWS = 16
 
 
 def bitfield_length(pieces: int) -> int:
@@ -52,11 +55,14 @@ class Picker(Generic[P]):
         self.pieces = pieces
         self._rng = rng
         self._have = set(have)
-        self._availability = [0] * pieces  # peers with every piece are counted in _seeds instead
+        # Peers with every piece are counted in _seeds instead; those that refused one count here as -1.
+        self._availability = [0] * pieces
         self._seeds = 0
-        self._peers: dict[P, set[PieceIndex] | None] = {}  # None: has everything
+        self._peers: dict[P, set[PieceIndex] | None] = {}  # None: has everything but what is in _refused
         self._wanted: dict[P, set[PieceIndex]] = {}  # what it has and we lack; not kept for seeds
-        self._buckets: list[list[PieceIndex]] = [[]]
+        self._refused: dict[P, set[PieceIndex]] = {}  # by seeds that refused any
+        self._withheld: dict[P, set[PieceIndex]] = {}  # those of them that are missing here
+        self._buckets: dict[int, list[PieceIndex]] = {}
         self._place: dict[PieceIndex, int] = {}
         order = [PieceIndex(p) for p in range(pieces) if p not in self._have]
         rng.shuffle(order)
@@ -91,20 +97,20 @@ class Picker(Generic[P]):
         return self._availability[piece] + self._seeds
 
     def peer_has_all(self, peer: P) -> bool:
-        return peer in self._peers and self._peers[peer] is None
+        return peer in self._peers and self._peers[peer] is None and not self._refused.get(peer)
 
     def peer_has(self, peer: P, piece: PieceIndex) -> bool:
         if peer not in self._peers:
             return False
         pieces = self._peers[peer]
-        return pieces is None or piece in pieces
+        return piece not in self._refused.get(peer, ()) if pieces is None else piece in pieces
 
     def interesting(self, peer: P) -> bool:
         """Whether `peer` has a piece that is missing here."""
         wanted = self._wanted.get(peer)
         if wanted is not None:
             return bool(wanted)
-        return peer in self._peers and not self.complete
+        return peer in self._peers and self.pieces - self.done > len(self._withheld.get(peer, ()))
 
     # -- what peers have -------------------------------------------------------------------------
 
@@ -129,11 +135,15 @@ class Picker(Generic[P]):
             raise RemoteProtocolError(f"piece {piece} of an item of {self.pieces}")
         if peer not in self._peers:
             self.set_peer(peer, set())
-        pieces = self._peers[peer]
-        if pieces is None or piece in pieces:
+        if self.peer_has(peer, piece):
             return False
+        pieces, missing = self._peers[peer], piece not in self._have
+        if pieces is None:
+            self._refused[peer].remove(piece)
+            self._withheld[peer].discard(piece)
+            self._adjust(piece, 1)
+            return missing
         pieces.add(piece)
-        missing = piece not in self._have
         if missing:
             self._wanted[peer].add(piece)
             self._adjust(piece, 1)
@@ -145,14 +155,18 @@ class Picker(Generic[P]):
 
     def peer_lacks(self, peer: P, piece: PieceIndex) -> None:
         """A peer refused `piece` although it serves us: it counts as lacking it until it says `Have`."""
-        pieces = self._peers.get(peer, set())
+        if not self.peer_has(peer, piece):
+            return
+        pieces = self._peers[peer]
         if pieces is None:
-            self.remove_peer(peer)
-            self.set_peer(peer, {PieceIndex(p) for p in range(self.pieces) if p != piece})
-        elif piece in pieces:
+            self._refused.setdefault(peer, set()).add(piece)
+            withheld = self._withheld.setdefault(peer, set())
+            if piece not in self._have:
+                withheld.add(piece)
+        else:
             pieces.remove(piece)
             self._wanted[peer].discard(piece)
-            self._adjust(piece, -1)
+        self._adjust(piece, -1)
 
     def remove_peer(self, peer: P) -> None:
         """A peer is gone: its pieces count no more."""
@@ -160,6 +174,9 @@ class Picker(Generic[P]):
             return
         pieces = self._peers.pop(peer)
         self._wanted.pop(peer, None)
+        self._withheld.pop(peer, None)
+        for piece in sorted(self._refused.pop(peer, ())):
+            self._adjust(piece, 1)
         if pieces is None:
             self._seeds -= 1
             return
@@ -178,7 +195,7 @@ class Picker(Generic[P]):
         elif self.done < RANDOM_FIRST_PIECES:
             piece = self._random(peer)
         else:
-            piece = self._rarest(wanted)
+            piece = self._rarest(peer)
         if piece is not None:
             self._take(piece)
         return piece
@@ -193,14 +210,35 @@ class Picker(Generic[P]):
         return self._rng.choice(free)
 
     def _random(self, peer: P) -> PieceIndex | None:
-        free = [piece for piece in self._place if self.peer_has(peer, piece)]
+        among: Iterable[PieceIndex] = self._place
+        if len(self._place) > MANY:
+            for _ in range(DRAWS):
+                piece = self._drawn()
+                if self.peer_has(peer, piece):
+                    return piece
+            among = sorted(self._wanted[peer] & self._place.keys()) if peer in self._wanted else among
+        free = [piece for piece in among if self.peer_has(peer, piece)]
         return self._rng.choice(free) if free else None
 
-    def _rarest(self, wanted: set[PieceIndex] | None) -> PieceIndex | None:
-        for bucket in self._buckets:
-            for piece in bucket:
-                if wanted is None or piece in wanted:
+    def _drawn(self) -> PieceIndex:
+        """Any free piece, of which there is one."""
+        number = self._rng.randrange(len(self._place))
+        for bucket in self._buckets.values():
+            if number < len(bucket):
+                return bucket[number]
+            number -= len(bucket)
+        raise AssertionError("the buckets hold all free pieces")
+
+    def _rarest(self, peer: P) -> PieceIndex | None:
+        wanted, refused = self._wanted.get(peer), self._refused.get(peer, ())
+        misses = 0
+        for level in sorted(self._buckets):
+            for piece in self._buckets[level]:
+                if piece not in refused if wanted is None else piece in wanted:
                     return piece
+                misses += 1
+                if wanted is not None and misses > len(wanted):  # then to look at those is faster after all
+                    return self._of_few(wanted)
         return None
 
     def put_back(self, piece: PieceIndex) -> None:
@@ -218,6 +256,10 @@ class Picker(Generic[P]):
                 wanted.remove(piece)
                 if not wanted:
                     useless.append(peer)
+        for peer, withheld in self._withheld.items():
+            withheld.discard(piece)
+            if not self.interesting(peer):
+                useless.append(peer)
         return useless
 
     # -- buckets ---------------------------------------------------------------------------------
@@ -230,10 +272,7 @@ class Picker(Generic[P]):
             self._free(piece)
 
     def _free(self, piece: PieceIndex) -> None:
-        level = self._availability[piece]
-        while len(self._buckets) <= level:
-            self._buckets.append([])
-        bucket = self._buckets[level]
+        bucket = self._buckets.setdefault(self._availability[piece], [])
         bucket.append(piece)
         # A random seat keeps ties shuffled whatever the order of events.
         seat = int(self._rng.random() * len(bucket))
@@ -246,8 +285,11 @@ class Picker(Generic[P]):
         seat = self._place.pop(piece, None)
         if seat is None:
             return
-        bucket = self._buckets[self._availability[piece]]
+        level = self._availability[piece]
+        bucket = self._buckets[level]
         last = bucket.pop()
         if last != piece:
             bucket[seat] = last
             self._place[last] = seat
+        if not bucket:
+            del self._buckets[level]

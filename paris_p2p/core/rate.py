@@ -1,6 +1,7 @@
-"""Exponentially smoothed byte rates. Owns: `RateMeter`. Does not own: clocks (`now` is an argument)."""
+"""Exponentially smoothed byte rates. Owns: `RateMeter`, `Rates`. Does not own: clocks (`now` is given)."""
 
 import math
+from dataclasses import dataclass
 
 SMOOTHING_S = 5.0
 
@@ -31,3 +32,14 @@ class RateMeter:
         if now > self._updated:
             self._weighted *= math.exp(-(now - self._updated) / self._smoothing_s)
             self._updated = now
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Payload bytes (blocks) of all items: smoothed rates and totals. `peers`: connected now."""
+
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    peers: int
+    up_bytes: int
+    down_bytes: int

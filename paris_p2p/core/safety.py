@@ -4,11 +4,12 @@ Owns: what "held by enough others" means and the placement of copies by rendezvo
 copying (`node`), or which checkpoint is newest (`core.assignment`).
 """
 
+import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from paris_p2p.core.assignment import newest_statement, rendezvous
+from paris_p2p.core.assignment import Maker, newest_statement, rendezvous
 from paris_p2p.ids import NodeId, Role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 
@@ -17,6 +18,10 @@ VOLUNTEER_WITHIN_S = 45.0
 """A node that is not among the chosen copies a checkpoint that still lacks holders after 15 to 60 s: the
 chosen may be invented, full or gone. The time in between is spread by hash, so that the first is seen by the
 rest."""
+SPARE_FACTOR = 2
+SPARE_AFTER = 2
+"""Copies of what enough are said to hold already begin after so many times the time for volunteers: most
+checkpoints are replaced before."""
 FIRST_CHECKERS = 2
 ANNOUNCE_NEXT_S = 60.0
 ANNOUNCE_ANYWAY_S = 900.0
@@ -48,6 +53,12 @@ def holders_of(one: Held, every: Iterable[Held], members: Collection[NodeId]) ->
     return frozenset().union(*lineage) & frozenset(members) - {statement.holder}
 
 
+def witnessed(one: Held, sure: Collection[NodeId]) -> Held:
+    """`one` as who made it counts its holders: those of `sure`, who took it from here or whose word cannot be
+    made up. Keys are free, and whoever says it holds a checkpoint may hold nothing."""
+    return Held(one.statement, one.holders & frozenset(sure))
+
+
 def is_safe(one: Held, every: Collection[Held], members: Collection[NodeId], replicas: int) -> bool:
     """Whether enough others hold `one`: its trainer's death costs nothing before its step."""
     needed = needed_holders(replicas, members, one.statement.holder)
@@ -55,10 +66,16 @@ def is_safe(one: Held, every: Collection[Held], members: Collection[NodeId], rep
 
 
 def safe_checkpoint(
-    every: Collection[Held], members: Collection[NodeId], replicas: int
+    every: Collection[Held],
+    members: Collection[NodeId],
+    replicas: int,
+    *,
+    within_steps: float,
+    leader: Maker | None = None,
 ) -> CheckpointStatement | None:
-    """The newest safe one among a role's checkpoints: what a take-over can count on."""
-    return newest_statement(one.statement for one in every if is_safe(one, every, members, replicas))
+    """The newest safe one (`newest_statement`) among a role's checkpoints: what a take-over can count on."""
+    safe = (one.statement for one in every if is_safe(one, every, members, replicas))
+    return newest_statement(safe, within_steps=within_steps, leader=leader)
 
 
 def copy_now(
@@ -68,16 +85,24 @@ def copy_now(
     members: Collection[NodeId],
     replicas: int,
     waited_s: float,
+    sure: Collection[NodeId] = (),
 ) -> bool:
     """Whether `node`, which does not hold `one`, should copy it, having seen it lack holders for `waited_s`.
 
     Of the members without it those first in the role's rendezvous order are chosen, as many as are missing;
     every node computes the same. The order depends on the role only, so the same peers follow a role.
+
+    That enough say they hold it may be two keys' lie. Unless one of them is in `sure`, whose word cannot be
+    made up, some copy it all the same, later: `SPARE_FACTOR` times `replicas` on average, by a hash that
+    nobody can choose keys for in advance.
     """
     having = one.holders | {one.statement.holder}
     missing = replicas - (len(having) - 1)
     if missing <= 0:
-        return False
+        if having & frozenset(sure) or waited_s < SPARE_AFTER * volunteer_after_s(role, node):
+            return False
+        chance = SPARE_FACTOR * replicas / len(frozenset(members) | {node})
+        return _share(b"spare copy" + one.statement.weights.info_hash + node) < chance
     order = sorted((frozenset(members) | {node}) - having, key=lambda member: rendezvous(role, member))
     return node in order[:missing] or waited_s >= volunteer_after_s(role, node)
 
@@ -117,6 +142,11 @@ def volunteer_after_s(role: Role, node: NodeId) -> float:
     """How long `node` leaves copying or checking to those chosen (seconds)."""
     share = int.from_bytes(rendezvous(role, node)[-4:], "big") / 2**32
     return VOLUNTEER_AFTER_S + VOLUNTEER_WITHIN_S * share
+
+
+def _share(data: bytes) -> float:
+    """A number in [0, 1) that everybody computes alike."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:4], "big") / 2**32
 
 
 def may_announce_next(safe: bool, copied: bool, announced_for_s: float) -> bool:

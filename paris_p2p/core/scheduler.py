@@ -428,8 +428,3 @@ class Scheduler(Generic[P]):
             del self._suspects[next(iter(self._suspects))]
         self._begin(piece, opened.grid, exclusive=True)
         return set()
-
-    def unstored(self, piece: PieceIndex) -> None:
-        """`piece` could be neither verified nor refused: it is fetched again, nobody is to blame."""
-        if self._checking.pop(piece, None) is not None:
-            self.picker.put_back(piece)

@@ -113,7 +113,6 @@ class Session:
         self.am_interested = False
         self.peer_choking = True
         self.peer_interested = False
-        self.outstanding_bytes = 0  # asked for, not here, not given up
         self._hello: m.Hello | None = None
         self._decoder = FrameDecoder(limits.max_block, self._expects)
         self._opened = now
@@ -247,10 +246,7 @@ class Session:
         raise RemoteProtocolError("a reject of nothing that was asked for")
 
     def _take_asked(self, key: _Key) -> bool:
-        if self._asked.pop(key, None) is None:
-            return False
-        self.outstanding_bytes -= key[2]
-        return True
+        return self._asked.pop(key, None) is not None
 
     def _on_metadata_request(self, message: m.InfoRequest | m.LayerRequest, now: float) -> Event:
         if self._metadata_owed >= self.limits.max_metadata_requests:
@@ -358,7 +354,6 @@ class Session:
         if not self.can_request(*key):
             raise LocalProtocolError("the same request twice")
         self._asked[key] = now
-        self.outstanding_bytes += length
         return self._send(m.Request(*key), now)
 
     def can_request(self, piece: PieceIndex, offset: int, length: int) -> bool:

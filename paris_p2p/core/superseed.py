@@ -50,6 +50,7 @@ class _Peer:
     waiting: dict[PieceIndex, _Shown] = field(default_factory=dict)  # shown to it alone, not sent in full
     debt: set[PieceIndex] = field(default_factory=set)  # shown to it alone, not seen at anyone else
     everything: bool = False  # all pieces are shown to it
+    idled: int = 0  # pieces that were taken from it because nothing came of them, since it last took one
 
 
 class SuperSeed(Generic[P]):
@@ -121,6 +122,7 @@ class SuperSeed(Generic[P]):
         """The peer has all of `piece`."""
         if state.waiting.pop(piece, None) is not None:
             state.taken.add(self._piece_bytes, now)
+            state.idled = 0
         self._given.add(piece)
         if self.active and len(self._given) == self.pieces:
             self._end()
@@ -192,20 +194,22 @@ class SuperSeed(Generic[P]):
         return out
 
     def _neediest(self, among: Collection[P], now: float) -> P | None:
-        """Whom to show the next piece: the least in debt of those whose portion is not full."""
+        """Whom to show the next piece: of those whose portion is not full the least in debt, but first those
+        who make something of what they are shown: else a few who do not could hand the last pieces back and
+        forth, and nobody would get them."""
         debts = sorted(len(self._peers[peer].debt) for peer in among)
         if not debts:
             return None
         limit = DEBT_FACTOR * debts[(len(debts) - 1) // 2] + self._slack()
         room = [
-            (len(state.debt), number, peer)
+            (state.idled, len(state.debt), number, peer)
             for number, (peer, state) in enumerate(self._peers.items())
             if peer in among
             and not state.everything  # it knows what to ask for
             and len(state.debt) <= limit
             and len(state.waiting) < self._portion(state, now)
         ]
-        return min(room, key=lambda entry: entry[:2])[2] if room else None
+        return min(room, key=lambda entry: entry[:3])[3] if room else None
 
     def _slack(self) -> int:
         return max(DEBT_SLACK, FIRST_PORTION_BYTES // self._piece_bytes)
@@ -240,7 +244,9 @@ class SuperSeed(Generic[P]):
         for _, other in victims:
             for piece, shown in reversed(other.waiting.items()):
                 spare = not shown.requested and len(other.waiting) > len(state.waiting) + 1
-                if piece not in state.has and (spare or now - shown.since > STUCK_S):
+                stuck = now - shown.since > STUCK_S
+                if piece not in state.has and (spare or stuck):
+                    other.idled += stuck
                     del other.waiting[piece]
                     other.debt.discard(piece)
                     if not other.everything:

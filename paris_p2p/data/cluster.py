@@ -49,11 +49,35 @@ class Rows:
         scaled: Features = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-12))
         return scaled
 
+    def gathered(self, which: Labels) -> Features:
+        """Many rows (M, W): no more memory than they take, and a chunk."""
+        found = np.empty((len(which), self.features.shape[1]), np.float32)
+        for part in _parts(len(which)):
+            found[part] = self[which[part]]
+        return found
+
     def chunks(self) -> Iterator[tuple[slice, Features]]:
         """All rows, with where they are."""
-        for start in range(0, len(self), CHUNK):
-            part = slice(start, min(start + CHUNK, len(self)))
+        for part in _parts(len(self)):
             yield part, self[part]
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, CHUNK):
+        yield slice(start, min(start + CHUNK, count))
+
+
+def _standardised(features: Features, chosen: Labels) -> Rows:
+    """All rows, by mean and deviation of the `chosen` ones, which are read a chunk at a time."""
+    total = np.zeros(features.shape[1])
+    for part in _parts(len(chosen)):
+        total += np.asarray(features[chosen[part]], np.float32).sum(axis=0, dtype=np.float64)
+    mean = total / len(chosen)
+    squares = np.zeros(features.shape[1])
+    for part in _parts(len(chosen)):
+        squares += ((features[chosen[part]] - mean) ** 2).sum(axis=0)
+    deviation = np.sqrt(squares / len(chosen)).astype(np.float32) + np.float32(1e-8)
+    return Rows(features, mean.astype(np.float32), deviation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +94,9 @@ def fine_clusters(features: Features, clusters: int, seed: int, sample: int = SA
     coarse ones. The same input gives the same labels."""
     with steady():
         chosen = _sample(len(features), sample, seed)
-        known = np.asarray(features[chosen], np.float32)
-        mean = known.mean(axis=0, dtype=np.float64).astype(np.float32)
-        deviation = known.std(axis=0, dtype=np.float64).astype(np.float32) + np.float32(1e-8)
-        rows = Rows(features, mean, deviation)
+        rows = _standardised(features, chosen)
         count = min(MAX_FINE_CLUSTERS, max(clusters * 8, len(chosen) // IMAGES_PER_FINE_CLUSTER), len(chosen))
-        centroids = _fitted(rows[chosen], count, seed)
+        centroids = _fitted(rows.gathered(chosen), count, seed)
         labels = np.empty(len(features), np.int64)
         for part, chunk in rows.chunks():
             labels[part] = _distances(chunk, centroids).argmin(axis=1)
@@ -108,12 +129,6 @@ def coarse_clusters(
     whole = np.full(len(fine.labels), -1, np.int64)
     whole[used] = _largest_first(labels, clusters)
     return whole
-
-
-def cluster_features(features: Features, clusters: int, seed: int, *, balanced: bool = False) -> Labels:
-    """Both stages at once: the cluster of each row of `features` (N, W). See `coarse_clusters`."""
-    require_enough(len(features), clusters)
-    return coarse_clusters(fine_clusters(features, clusters, seed), clusters, seed, balanced=balanced)
 
 
 def require_enough(images: int, clusters: int) -> None:

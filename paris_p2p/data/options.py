@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Protocol
 
 from paris_p2p.components.image_features import DINO_V2, load_image_features
-from paris_p2p.components.pretrained import load_text, load_vae
+from paris_p2p.components.presets import (
+    CLIP_TEXT,
+    LATENT_PRESETS,
+    PUBLISHED_SIDE,
+    PUBLISHED_VAE,
+    check_preset,
+)
+from paris_p2p.components.pretrained import Vae, load_text, load_vae
 from paris_p2p.data.blocks import Encoders
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import NodeId
 from paris_p2p.wire.manifest import MAX_CLUSTERS, Latents, LeaseTimes, Recipe
 
-TINY_LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
+SHORT_LEASE = LeaseTimes(ttl_s=20.0, renew_s=6.0, settle_s=2.0, poll_s=3.0)
+"""For demonstrations: a busy machine loses such a lease while it waits for the processor."""
 LEASE = LeaseTimes(ttl_s=60.0, renew_s=20.0, settle_s=3.0, poll_s=10.0)
 """Of runs that take hours: what a node costs that stands by is in proportion to how often it looks."""
-PIXEL_PRESETS = ("tiny", "small")
-LATENT_PRESETS = ("b2", "xl2")
-CLIP_TEXT = "openai/clip-vit-large-patch14"
-"""CLIP ViT-L/14: 77 tokens, 768 wide, as the published experts read."""
-PUBLISHED_VAE = "stabilityai/sd-vae-ft-mse"
-PUBLISHED_SIDE = 256
 MAX_NAME_CHARACTERS = 64
 
 
@@ -69,8 +71,8 @@ class PrepareOptions:
 
     @property
     def lease_times(self) -> LeaseTimes:
-        """Those of the protocol's table; shorter ones for `tiny`, whose roles take minutes."""
-        return self.lease or (TINY_LEASE if self.preset == "tiny" else LEASE)
+        """Those of the protocol's table, unless others are given."""
+        return self.lease or LEASE
 
     @property
     def published(self) -> bool:
@@ -122,15 +124,43 @@ def check_options(options: PrepareOptions) -> None:
     """What can be refused before any work. Raises `ConfigError`."""
     if options.clusters is not None and not 1 <= options.clusters <= MAX_CLUSTERS:
         raise ConfigError(f"{options.clusters} clusters: a run has 1 to {MAX_CLUSTERS}")
-    presets = (*PIXEL_PRESETS, *LATENT_PRESETS)
-    if options.preset not in presets:
-        raise ConfigError(f"there is no preset {options.preset!r}; there are: {', '.join(presets)}")
+    check_preset(options.preset)
     if any(steps is not None and steps < 1 for steps in (options.steps, options.clip_steps)):
         raise ConfigError("training takes at least 1 step")
     if options.name is not None and not 1 <= len(options.name) <= MAX_NAME_CHARACTERS:
         raise ConfigError(f"a run's name has 1 to {MAX_NAME_CHARACTERS} characters")
     if not 0 <= options.seed < 1 << 32:
         raise ConfigError(f"seed {options.seed} is not in 0 to {(1 << 32) - 1}")
+
+
+def latents_of(vae: Vae | None, side: int) -> Latents | None:
+    """What `vae` makes of images of `side` pixels; None without one. Raises `ConfigError`."""
+    if vae is None:
+        return None
+    if side % vae.factor:
+        raise ConfigError(
+            f"an image size of {side} is no multiple of {vae.factor}, which the VAE asks for: choose another "
+            "--image-size"
+        )
+    return Latents("vae", vae.channels, side // vae.factor, side, scale=vae.scale, shift=vae.shift)
+
+
+def check_recipe(
+    options: PrepareOptions, make_recipe: MakeRecipe, side: int, latents: Latents | None
+) -> None:
+    """Refuse, before hours of reading, what no expert could be made for: images of `side` pixels, kinds whose
+    patches do not fit. What the images and captions hold does not matter to that. Raises `ConfigError`."""
+    make_recipe(
+        options.preset,
+        channels=3,
+        image_size=side,
+        clusters=options.clusters or 1,
+        tokens=77,
+        text_width=768,
+        steps=options.steps,
+        seed=options.seed,
+        latents=latents,
+    )
 
 
 def allowed_variants(options: PrepareOptions, recipe: Recipe, cluster: int) -> tuple[int, ...]:
@@ -160,11 +190,6 @@ def load_encoders(options: PrepareOptions) -> Encoders:
     found_vae = load_vae(vae) if vae else None
     found_text = load_text(text) if text else None
     found_image = load_image_features(image) if image else None
-    side = options.side
-    if found_vae is not None and side is not None and side % found_vae.factor:
-        raise ConfigError(
-            f"an image size of {side} is no multiple of {found_vae.factor}, which the VAE asks for"
-        )
     encoders = Encoders(found_image, found_text, found_vae)
     for network in encoders.networks():
         network.to(options.device)

@@ -30,7 +30,6 @@ from paris_p2p.data.cluster import Rows, coarse_clusters, fine_clusters, require
 from paris_p2p.data.duplicates import listed, near_duplicates
 from paris_p2p.data.ingest import Ingested
 from paris_p2p.data.options import (
-    TINY_LEASE,
     AddInitial,
     MakeRecipe,
     OnProgress,
@@ -38,8 +37,10 @@ from paris_p2p.data.options import (
     StageProgress,
     allowed_variants,
     check_options,
+    check_recipe,
     check_variant_of,
     default_name,
+    latents_of,
     load_encoders,
 )
 from paris_p2p.data.parts import COMPONENTS_NAME, Part, PartReport, Share
@@ -61,7 +62,6 @@ from paris_p2p.wire.manifest import (
 
 __all__ = [
     "STAGES",
-    "TINY_LEASE",
     "AddInitial",
     "MakeRecipe",
     "PrepareOptions",
@@ -97,10 +97,15 @@ def prepare(
         work = _Preparation(options, stages, identity, make_recipe, progress)
         work.add_initial = add_initial
         encoders = load_encoders(options)
+        if options.side is not None or encoders.vae is None:
+            side = options.side or ingest.MAX_NATIVE_SIDE
+            check_recipe(options, make_recipe, side, latents_of(encoders.vae, side))
         return work.run(lambda: work.read(source, encoders), _kept(options, source, encoders))
 
 
-def prepare_part(options: PrepareOptions, share: Share, *, progress: OnProgress) -> PartReport:
+def prepare_part(
+    options: PrepareOptions, share: Share, *, make_recipe: MakeRecipe, progress: OnProgress
+) -> PartReport:
     """Read and encode the part `share` into `options.out`/parts/I-of-N, going on where it stopped.
 
     Raises as `prepare` does.
@@ -111,6 +116,7 @@ def prepare_part(options: PrepareOptions, share: Share, *, progress: OnProgress)
     with disk("preparing a part of a run", options.out), full_disk(), _steady(options):
         encoders = load_encoders(options)
         side = ingest.checked_side(source, options.side)
+        check_recipe(options, make_recipe, side, latents_of(encoders.vae, side))
         kept = _kept(options, source, encoders)
 
         def report(done: int, total: int | None) -> None:
@@ -139,6 +145,8 @@ def merge(
     with open_stages(options.out) as stages, disk("merging a run", options.out), full_disk():
         work = _Preparation(options, stages, identity, make_recipe, progress)
         work.add_initial = add_initial
+        side = int(kept["side"])
+        check_recipe(options, make_recipe, side, _first_latents(found, side, kept["vae_scale"]))
         return work.run(lambda: work.join(found), kept)
 
 
@@ -152,6 +160,19 @@ def _kept(options: PrepareOptions, source: Source, encoders: Encoders) -> dict[s
         "captions_from": source.captions_from,
         "vae_scale": None if vae is None else [vae.scale, vae.shift],
     }
+
+
+def _first_latents(found: Sequence[Part], side: int, scale: Sequence[float] | None) -> Latents | None:
+    """The latents that the first block of the parts holds, if the run has a VAE's."""
+    first = next(parts.walk(found), None)
+    if first is None or "latents" not in first.tensors or scale is None:
+        return None
+    return _latents(first.tensors["latents"].shape[1:], side, scale)
+
+
+def _latents(shape: Sequence[int], side: int, scale: Sequence[float]) -> Latents:
+    """A VAE's, of `shape` (C, S, S)."""
+    return Latents("vae", shape[0], shape[1], side, scale=scale[0], shift=scale[1])
 
 
 def _steady(options: PrepareOptions) -> Any:
@@ -206,8 +227,10 @@ class _Preparation:
 
         def make(folder: Path) -> None:
             scratch = self.options.out / "parts" / "whole"
+            side = ingest.checked_side(source, self.options.side)
+            check_recipe(self.options, self.make_recipe, side, latents_of(encoders.vae, side))
             with _steady(self.options):
-                ingest.ingest(source, folder, self.options.side, self._counter("ingest"), encoders, scratch)
+                ingest.ingest(source, folder, side, self._counter("ingest"), encoders, scratch)
 
         inputs = {
             "source": source.fingerprint,
@@ -229,8 +252,7 @@ class _Preparation:
     def _recipe(self, data: Ingested, clip: TinyClipConfig, vae_scale: Sequence[float] | None) -> Recipe:
         latents = None
         if data.latents is not None and vae_scale is not None:
-            channels, size = data.latents.shape[1:3]
-            latents = Latents("vae", channels, size, data.side, scale=vae_scale[0], shift=vae_scale[1])
+            latents = _latents(data.latents.shape[1:], data.side, vae_scale)
         tokens, width = data.text.shape[1:] if data.text is not None else (clip.context_length, clip.width)
         return self.make_recipe(
             self.options.preset,

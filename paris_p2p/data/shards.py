@@ -5,8 +5,9 @@ larger than memory; the held-out split. Does not own: reading shards (`diffusion
 cluster (`cluster`).
 
 Tensors: `latents` (N, C, S, S); `caption_index` I64 (N,); `captions` (M, T, W), the encodings of the shard's
-M distinct captions; `uncond` (T, W), the encoding of "". Floats are F32, or F16 where pretrained encoders
-made them. Metadata: `format`, `cluster`, and `captions`, a JSON list of the M captions.
+M distinct captions; `uncond` (T, W), the encoding of ""; `caption_texts` U8, a JSON list of the M captions in
+UTF-8. Floats are F32, or F16 where pretrained encoders made them. Metadata: `format`, `cluster`. The captions
+are no metadata because a safetensors header ends at 100 MB, which is a million of them.
 """
 
 import hashlib
@@ -18,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "1"
+FORMAT = "2"
 FILE_NAME = "shard.safetensors"
 HELD_OUT_SHARE = 0.05
 CHUNK = 256  # rows in memory at once
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float32] | NDArray[np.float16]
-_KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "int64": ("I64", 8)}
+_KINDS = {"float32": ("F32", 4), "float16": ("F16", 2), "int64": ("I64", 8), "uint8": ("U8", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +106,21 @@ def write_shard(
     index = np.array([row[caption] for caption in captions], dtype=np.int64)
     rows = np.array([caption_row[caption] for caption in distinct], dtype=np.int64)
     encoded = Picked(encodings, rows, (len(rows), *encodings.shape[1:]))
+    texts = json.dumps(distinct, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    texts += b" " * (-len(texts) % 8)  # what follows starts where its numbers may stand
     shapes = {
         "caption_index": ("int64", index.shape),
+        "caption_texts": ("uint8", (len(texts),)),
         "captions": (encoded.dtype, encoded.shape),
         "latents": (latents.dtype, latents.shape),
         "uncond": (uncond.dtype.name, uncond.shape),
     }
-    metadata = {"format": FORMAT, "cluster": str(cluster), "captions": json.dumps(distinct)}
+    metadata = {"format": FORMAT, "cluster": str(cluster)}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FILE_NAME).open("wb") as file:
         file.write(_header(shapes, metadata))
         file.write(index.tobytes())
+        file.write(texts)
         for chunk in encoded.chunks():
             file.write(chunk.tobytes())
         for chunk in latents.chunks():

@@ -5,6 +5,7 @@ Owns: the form of bootstrap, listen and announce addresses. Does not own: whethe
 
 import ipaddress
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import base58
@@ -122,3 +123,20 @@ def _check_peer_id(text: str) -> None:
         raw = b""
     if not any(raw.startswith(prefix) and len(raw) == len(prefix) + 32 for prefix in _PEER_ID_PREFIXES):
         raise ValueError(f"{text!r} is no peer id (one starts with 12D3Koo); is the address cut off?")
+
+
+def fixed_listen(listen: Sequence[str], addresses: Iterable[str]) -> tuple[str, ...]:
+    """`listen` with port 0 replaced by the port that the dialable `addresses` show: who starts again keeps
+    its addresses. As it is where two are of one family: whose port is which is not known."""
+    if len({family(address) for address in listen}) < len(listen):
+        return tuple(listen)
+    places = map(host_port, addresses)
+    ports = {
+        place.host_kind: place.port for place in places if place is not None and place.transport == "tcp"
+    }
+    return tuple(
+        f"{address.removesuffix('/tcp/0')}/tcp/{ports.get(family(address), 0)}"
+        if address.endswith("/tcp/0")
+        else address
+        for address in listen
+    )

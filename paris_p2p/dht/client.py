@@ -18,7 +18,7 @@ import trio
 
 from paris_p2p import clock
 from paris_p2p.dht import known_peers
-from paris_p2p.dht.addresses import check_announce, check_bootstrap, check_listen, family, host_port
+from paris_p2p.dht.addresses import check_announce, check_bootstrap, check_listen, fixed_listen
 from paris_p2p.dht.key import ensure_key
 from paris_p2p.dht.known_peers import KnownPeers
 from paris_p2p.dht.link import Link
@@ -27,6 +27,7 @@ from paris_p2p.dht.own_records import OwnRecords, identity_text
 from paris_p2p.dht.protocol import (
     DAEMON_DIED_STATUS,
     KEYS_PER_READ,
+    MAX_VOUCHED,
     RECORDS_PER_STORE,
     Notice,
     StartMessage,
@@ -41,6 +42,7 @@ from paris_p2p.errors import (
     TransportError,
     WorkerError,
 )
+from paris_p2p.ids import NodeId
 from paris_p2p.wire.records import Record, SignedRecord, record_key
 from paris_p2p.workers.nursery import open_inner_nursery
 from paris_p2p.workers.spawn import Worker, WorkerDied, open_worker
@@ -160,6 +162,7 @@ class Dht:
         self._started_mode = config.client_mode  # the running worker's
         self._changing = False  # the worker is ended so that the next one starts in another mode
         self._own = OwnRecords()
+        self._vouched: tuple[NodeId, ...] = ()
         self._wants_republishing = trio.Event()
 
     @property
@@ -171,6 +174,16 @@ class Dht:
     def addresses(self) -> tuple[str, ...]:
         """The worker's dialable multiaddrs with /p2p/, as it last started; none in client mode."""
         return self._addresses
+
+    def vouch_for(self, owners: Iterable[NodeId]) -> None:
+        """Of these owners (the first `MAX_VOUCHED`) it is known that they are no flood: under a flood their
+        records are kept, checked and told to others before all others. From the next request on."""
+        self._vouched = tuple(dict.fromkeys((*self._vouched, *owners)))[:MAX_VOUCHED]
+
+    @property
+    def vouched(self) -> tuple[NodeId, ...]:
+        """Whom this node vouches for."""
+        return self._vouched
 
     def only_ask(self, client_mode: bool) -> None:
         """Ask and publish only, or answer others too: a node that cannot be dialled must not stand in their
@@ -199,7 +212,9 @@ class Dht:
         stored: list[bool] = []
         for batch in _batches(records, RECORDS_PER_STORE):
             rows = [[record.key, record.subkey, record.value, record.expiration_unix] for record in batch]
-            answer = await self._request({"type": "store", "records": rows}, deadline_s)
+            answer = await self._request(
+                {"type": "store", "records": rows, "vouched": list(self._vouched)}, deadline_s
+            )
             stored += [bool(ok) for ok in answer["ok"]]
         return stored
 
@@ -247,6 +262,7 @@ class Dht:
 
         async def read_batch(batch: Sequence[bytes]) -> None:
             message = {"type": "read", "keys": list(batch), "patience_s": patience_s}
+            message["vouched"] = list(self._vouched)
             try:
                 answer = await self._request(message, deadline_s)
             except TransportError as error:
@@ -333,7 +349,8 @@ class Dht:
                 self._notices.worker_died()
             self._restarts += 1
             if came_up:
-                self._listen = self._fixed_listen()
+                fixed = fixed_listen(self._listen, self._addresses)
+                self._listen = self._config.listen if self._config.announce else fixed
             backoff_s = _FIRST_BACKOFF_S if came_up else min(backoff_s * 2, _MAX_BACKOFF_S)
             await trio.sleep(backoff_s)
 
@@ -457,22 +474,6 @@ class Dht:
             await self.publish(live)
         except TransportError as error:
             log.warning("records were not published again: %s", error)
-
-    def _fixed_listen(self) -> tuple[str, ...]:
-        """`listen` with port 0 replaced by the port it turned out to be: a restart keeps its addresses."""
-        if self._config.announce or len({family(address) for address in self._listen}) < len(self._listen):
-            return self._config.listen  # the real ports are not known, or not whose
-        ports = {
-            place.host_kind: place.port
-            for place in map(host_port, self._addresses)
-            if place is not None and place.transport == "tcp"
-        }
-        return tuple(
-            f"{address.removesuffix('/tcp/0')}/tcp/{ports.get(family(address), 0)}"
-            if address.endswith("/tcp/0")
-            else address
-            for address in self._listen
-        )
 
     async def _close(self) -> None:
         self._closing.set()

@@ -1,8 +1,8 @@
 """hivemind's DHT node with the holes closed that a record validator cannot reach.
 
-Owns: what of a peer's request is served and what of its answer is believed, and who else holds what we
-store. Does not own: the acceptance rule (`validator`), the storage (`record_storage`). Imports hivemind: only
-the DHT worker uses this module.
+Owns: what of a peer's request is served, how much is said and asked at a time, who else holds what we store.
+Does not own: what of an answer is believed (`answers`), the acceptance rule (`validator`), the storage
+(`record_storage`). Imports hivemind: only the DHT worker uses this module.
 
 What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind_cases.py`:
 - a record stored "in cache" shadows the whole key, so one valid record hides everyone else's;
@@ -11,7 +11,8 @@ What the stock node (1.1.12) gets wrong, each with a test in `tests/dht/hivemind
 - one bad record makes a dictionary's good ones unreadable;
 - a search merges peers' answers into the local storage itself;
 - nothing bounds the number of keys or owners (a key whose records exceed 4 MiB reads as absent), of records
-  or keys a request, of neighbours an answer;
+  or keys a request, of neighbours and records an answer, or the time spent on one peer's requests;
+- a node may call itself, and its neighbours, by any id, near any key;
 - storing counts as success when only the own replica took the record, and a search when nobody answered it;
 - a search puts the square root of its keys into a call: where nearly every node is asked for every key that
   means several calls to each, and calls are what a small network spends its CPU on.
@@ -23,10 +24,31 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from paris_p2p.dht.record_storage import MAX_OWNERS, RecordStorage, WriteThrough, deliverer, dictionary
+from paris_p2p import clock
+from paris_p2p.dht.answers import (
+    AWAY_S,
+    CHECKS_A_SEARCH,
+    DECIDING,
+    Votes,
+    Watch,
+    checked,
+    enough,
+    genuine,
+    id_of,
+    watch,
+)
+from paris_p2p.dht.hivemind_import import replace, require_tested
+from paris_p2p.dht.record_storage import (
+    MAX_OWNERS,
+    RecordStorage,
+    WriteThrough,
+    deliverer,
+    dictionary,
+)
+from paris_p2p.dht.sharing import Allowance, levelled
 from paris_p2p.dht.validator import RecordValidator
 
 # isort: split
@@ -40,7 +62,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.serializer import MSGPackSerializer
 
 RPC_TIMEOUT_S = 3.0
-REPLICAS = 5
+REPLICAS = DECIDING
 BUCKET_SIZE = 20
 SEARCH_WORKERS = 16
 """Calls of one search at once. Upstream's 4 make as many calls, in three times as many rounds."""
@@ -50,8 +72,8 @@ a smaller one as many as a bucket holds, so that nearly everyone is asked, where
 SMALL = 40
 MAX_KEYS_A_FIND = 64
 ANSWER_BYTES = 1 << 20
-"""So much is asked for in one call, by what its keys held last time: a message may have 4 MiB, and what is
-larger reads as absent."""
+"""So much is told in one answer, shared by level filling, and asked for in one call, by what its keys held
+last time: a message may have 4 MiB, what is larger reads as absent, and it must come within the deadline."""
 USUAL_BYTES = 8192
 """What a key is taken to hold when nobody has answered about it yet."""
 KEYS_AFTER_SILENCE = 4
@@ -65,50 +87,60 @@ MAX_RECORDS_A_STORE = 1024
 dictionaries count: in such, upstream hands what it holds over to nodes that it meets."""
 
 
-@dataclass(slots=True)
-class Votes:
-    """What other nodes answered to the storing of one record."""
-
-    taken: int = 0
-    refused: int = 0
-
-
-@dataclass(slots=True)
-class _Watch:
-    """What is noted of the calls that one request leads to."""
-
-    votes: dict[tuple[Any, Any], Votes] = field(default_factory=dict)  # (key id, subkey)
-    answered: set[Any] = field(default_factory=set)  # ids of keys of which a peer said something or "nothing"
-    found: dict[Any, list[Any]] | None = None  # key id -> dictionaries that peers returned, where wanted
+STORES_AT_ONCE = 2048
+STORES_PER_S = 128.0
+"""Records that one peer may have checked here: 2.5 % of a core, and more than an honest one ever stores."""
+HANDED_OVER = 512
+"""Records of all keys that a node is given when it is met, for which it is nearer: it checks every one."""
 
 
-_watch: ContextVar[_Watch | None] = ContextVar("watch", default=None)
-_checks_left: ContextVar[int] = ContextVar("checks left", default=sys.maxsize)  # in dictionaries stored here
+WALK_PAUSE_S = 0.7e-3
+"""For each key stored here, between two walks over all of them for nodes that are met (18 us a key)."""
+
+_checks_left: ContextVar[int | None] = ContextVar("checks left", default=sys.maxsize)
+"""Records in dictionaries that may still be checked at once; None: they are checked later, by `checked`."""
 _keys_a_call: ContextVar[int | None] = ContextVar("keys a call", default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """The keys of which another node answered."""
+class Search:
+    """Searches under way: for each key the future of {subkey: value with expiration}, with what every node
+    that should know it told, or of None. Cancelling one ends the search for that key."""
 
-    ids: set[Any]
+    futures: Mapping[bytes, "asyncio.Future[Any]"]
+    _notes: Watch
+    _silent: Callable[[], Collection[PeerID]]
 
-    def __contains__(self, key: bytes) -> bool:
-        return DHTID.generate(key) in self.ids
+    def read(self, key: bytes) -> bool:
+        """Whether enough other nodes have answered about it by now to say what is there and what is not."""
+        uid = DHTID.generate(key)
+        return enough(uid, self._notes.heard.get(uid, {}), self._silent())
+
+    def ranks(self, key: bytes) -> Mapping[bytes, int]:
+        """The place of each owner in the answer that named it first: what matters comes first in honest
+        ones."""
+        return self._notes.ranks.get(DHTID.generate(key), {})
 
 
 class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no types
     """The remote calls, bounded. Its name on the wire stays upstream's (`__name__` below)."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stores = Allowance(STORES_AT_ONCE, STORES_PER_S)
+        self._next_walk = 0.0  # monotonic
+
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
-        """As upstream, for the first `MAX_RECORDS_A_STORE` records, single ones before those in dictionaries;
-        the others are refused."""
-        count = len(request.keys)
-        fields = ("keys", "subkeys", "values", "expiration_time", "in_cache")
-        for name in fields:
-            del getattr(request, name)[MAX_RECORDS_A_STORE:]
-        token = deliverer.set(context.remote_id.to_bytes())
-        single = sum(tag != self.IS_DICTIONARY for tag in request.subkeys)
+        """As upstream, for the first `MAX_RECORDS_A_STORE` records, or as many as the peer may still have
+        checked, single ones before those in dictionaries; the others are refused."""
+        count, peer = len(request.keys), context.remote_id.to_bytes()
+        tags = request.subkeys[:MAX_RECORDS_A_STORE]
+        single = sum(tag != self.IS_DICTIONARY for tag in tags)
+        given = self._stores.take(peer, single, clock.monotonic())
+        taken = count_until(tags, lambda tag: tag != self.IS_DICTIONARY, given)
+        for name in ("keys", "subkeys", "values", "expiration_time", "in_cache"):
+            del getattr(request, name)[taken:]
+        token = deliverer.set(peer)
         checks = _checks_left.set(MAX_RECORDS_A_STORE - single)
         try:
             response = await super().rpc_store(request, context)
@@ -119,34 +151,83 @@ class RecordProtocol(DHTProtocol):  # type: ignore[misc]  # hivemind ships no ty
         return response
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """As upstream, for the first `MAX_KEYS_A_FIND` keys."""
+        """As upstream, for the first `MAX_KEYS_A_FIND` keys, of which `ANSWER_BYTES` are told in all."""
         del request.keys[MAX_KEYS_A_FIND:]
-        return await super().rpc_find(request, context)
+        with self.storage.within(map(DHTID.from_bytes, request.keys), ANSWER_BYTES):
+            return await super().rpc_find(request, context)
 
-    async def call_store(self, peer: PeerID, keys: Sequence[DHTID], *args: Any, **kwargs: Any) -> Any:
-        """As upstream; notes the peer's answer where somebody watches."""
-        answers = await super().call_store(peer, keys, *args, **kwargs)
-        watch = _watch.get()
+    async def call_find(self, peer: PeerID, keys: Collection[DHTID]) -> Any:
+        """As upstream, but what is found is checked after the call, within the budget of who asks and with
+        turns for others. Nothing is found where nobody asked for records."""
+        token = _checks_left.set(None)
+        try:
+            response = await super().call_find(peer, keys)
+        finally:
+            _checks_left.reset(token)
+        if response is None:
+            return None
+        notes, validator = watch.get(), self.record_validator
+        return {
+            key: (await checked(validator, key, found, notes), peers)
+            for key, (found, peers) in response.items()
+        }
+
+    async def call_store(
+        self, peer: PeerID, keys: Sequence[DHTID], values: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As upstream; notes the peer's answer where somebody watches. Whole keys, which a node that is met
+        is given, are cut to `HANDED_OVER` records."""
+        if any(isinstance(value, DictionaryDHTValue) for value in values):
+            return await self._hand_over(peer, keys)
+        answers = await super().call_store(peer, keys, values, *args, **kwargs)
+        notes = watch.get()
         subkeys = kwargs.get("subkeys")
-        if watch is not None and answers is not None and subkeys is not None:
+        if notes is not None and answers is not None and subkeys is not None:
             for key, subkey, ok in zip(keys, subkeys, answers, strict=False):
-                votes = watch.votes.setdefault((key, subkey), Votes())
+                votes = notes.votes.setdefault((key, subkey), Votes())
                 votes.taken, votes.refused = votes.taken + bool(ok), votes.refused + (not ok)
         return answers
+
+    async def _hand_over(self, peer: PeerID, keys: Sequence[DHTID]) -> Any:
+        rows = {key: self.storage.rows(key) for key in keys[:HANDED_OVER]}
+        shares = levelled({key: len(some) for key, some in rows.items()}, HANDED_OVER)
+        parts = {key: dictionary(rows[key][:share]) for key, share in shares.items() if share}
+        given = {key: part for key, part in parts.items() if part is not None}
+        values, until = [part.value for part in given.values()], [p.expiration_time for p in given.values()]
+        return await super().call_store(peer, list(given), values, until) if given else []
+
+    async def update_routing_table(
+        self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True
+    ) -> None:
+        """As upstream, but not for a node whose id is not its own; and who is met is handed what it should
+        keep only when the last one's walk over all keys is long enough ago: keys are renewed by their owners
+        anyway, and peer ids to meet are cheap."""
+        if node_id is not None and node_id != id_of(peer_id):
+            return
+        now = clock.monotonic()
+        if not responded or node_id is None or node_id in self.routing_table or now >= self._next_walk:
+            if responded and node_id not in self.routing_table:
+                self._next_walk = now + len(self.storage.data) * WALK_PAUSE_S
+            await super().update_routing_table(node_id, peer_id, responded=responded)
+        elif (oldest := self.routing_table.add_or_update_node(node_id, peer_id)) is not None:
+            self._pinging = asyncio.create_task(self.call_ping(oldest[1]))  # as upstream does
 
     def _validate_dictionary(self, key_bytes: bytes, records: Any) -> bool:
         """Keep only valid records of a dictionary a peer sent, of as many as may be checked; in place: the
         caller goes on with it. False when none may be."""
         left = _checks_left.get()
-        _checks_left.set(left - min(left, len(records.data)))
-        return left > 0 and prune(self.record_validator, key_bytes, records, min(left, MAX_OWNERS))
+        if left is None:
+            return True
+        some = min(left, len(records.data), MAX_OWNERS)
+        _checks_left.set(left - some)
+        most = self._stores.take(deliverer.get(), some, clock.monotonic())
+        return most > 0 and prune(self.record_validator, key_bytes, records, most)
 
 
 RecordProtocol.__name__ = DHTProtocol.__name__  # handlers are called `<class name>.rpc_…` on the wire
-vars(sys.modules[DHTNode.__module__])["DHTProtocol"] = RecordProtocol  # what `DHTNode.create` makes
+replace(DHTNode.__module__, "DHTProtocol", RecordProtocol)  # what `DHTNode.create` makes
 # a peer id writes itself in base 58 when made: for the neighbours in every answer that is 40 % of a search
-vars(sys.modules[DHTProtocol.__module__])["PeerID"] = functools.lru_cache(maxsize=16_384)(PeerID)
-_traverse_dht = vars(sys.modules[DHTNode.__module__])["traverse_dht"]
+replace(DHTProtocol.__module__, "PeerID", functools.lru_cache(maxsize=16_384)(PeerID))
 
 
 async def _traverse_packed(*args: Any, queries_per_call: int, **kwargs: Any) -> Any:
@@ -154,7 +235,7 @@ async def _traverse_packed(*args: Any, queries_per_call: int, **kwargs: Any) -> 
     return await _traverse_dht(*args, queries_per_call=_keys_a_call.get() or queries_per_call, **kwargs)
 
 
-vars(sys.modules[DHTNode.__module__])["traverse_dht"] = _traverse_packed
+_traverse_dht = replace(DHTNode.__module__, "traverse_dht", _traverse_packed)
 
 
 class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
@@ -164,6 +245,17 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         super().__init__(*args, **kwargs)
         self._sizes: dict[DHTID, int] = {}  # about the bytes of the largest answer about a key, lately
         self._portions: dict[PeerID, int] = {}  # keys a call to who did not answer the last one
+        self._silent_since: dict[PeerID, float] = {}  # monotonic; of who did not answer the last call
+        self.vouched: frozenset[bytes] = frozenset()
+
+    def vouch_for(self, owners: Collection[bytes]) -> None:
+        """Records of these owners are told, checked and kept before others'."""
+        self.vouched = self.protocol.storage.vouched = frozenset(owners)
+
+    def _silent(self) -> list[PeerID]:
+        """Who should have answered lately and did not."""
+        since = clock.monotonic() - AWAY_S
+        return [peer for peer, at in self._silent_since.items() if at > since]
 
     @property
     def small(self) -> bool:
@@ -200,17 +292,24 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         self._portions.pop(peer, None)
         self._portions[peer] = max(1, min(asked // 2, KEYS_AFTER_SILENCE))
         _forget_oldest(self._portions)
+        self._silent_since.setdefault(peer, clock.monotonic())
+        _forget_oldest(self._silent_since)
 
     async def _ask(self, peer: PeerID, keys: Sequence[DHTID]) -> dict[DHTID, Any]:
         """What a peer answers about the keys, in one call or, after a silence, in several until it is silent
-        again."""
+        again, or too slow: no call begins when the deadline of one has passed."""
         answers: dict[DHTID, Any] = {}
+        end = clock.monotonic() + RPC_TIMEOUT_S
         while keys and peer not in self.blacklist:
             some = self._portion(peer, keys)
+            if clock.monotonic() >= end:
+                self._note_silence(peer, len(some))
+                break
             response = await super()._call_find_with_blacklist(peer, some)
             if not response:
                 self._note_silence(peer, len(some))
                 break
+            self._silent_since.pop(peer, None)
             answers |= response
             keys = keys[len(some) :]
         if not keys:
@@ -220,19 +319,19 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
 
     async def _call_find_with_blacklist(self, peer_id: PeerID, keys: Collection[DHTID]) -> Any:
         """As upstream, with each answer rebuilt from its checked records and their own expirations."""
-        response = await self._ask(peer_id, list(keys))
+        keys = list(keys)
+        response, notes = await self._ask(peer_id, keys), watch.get()
+        if notes is not None:
+            notes.note_heard(peer_id, keys, response)
         if not response:
             return None
-        watch = _watch.get()
-        if watch is not None:
-            watch.answered.update(response)
-        response = {key: response.get(key, (None, {})) for key in keys}
         believed = {}
-        for key, (answer, peers) in response.items():
+        for key in keys:
+            answer, peers = response.get(key, (None, {}))
             found = believe(answer)
-            if watch is not None and watch.found is not None and found is not None:
-                watch.found.setdefault(key, []).append(found.value)
-            believed[key] = (found, dict(list(peers.items())[:BUCKET_SIZE]))
+            if notes is not None and found is not None:
+                notes.note_found(key, found.value)
+            believed[key] = (found, genuine(peers, BUCKET_SIZE))
         return believed
 
     async def store_counting(
@@ -241,37 +340,39 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         """Store (key, subkey, value, expiration) records: for each hivemind's verdict, which counts our own
         replica, and what the other nodes said."""
         keys, subkeys, values, expirations = (list(column) for column in zip(*records, strict=True))
-        watch = _Watch()
-        token = _watch.set(watch)
+        notes = Watch()
+        token = watch.set(notes)
         try:
             with self._packing(keys):
                 stored = await self.store_many(
                     keys, values, expirations, subkeys=subkeys, exclude_self=exclude_self
                 )
         finally:
-            _watch.reset(token)
+            watch.reset(token)
         return [
-            (bool(stored[key, subkey]), watch.votes.get((DHTID.generate(key), subkey), Votes()))
+            (bool(stored[key, subkey]), notes.votes.get((DHTID.generate(key), subkey), Votes()))
             for key, subkey in zip(keys, subkeys, strict=True)
         ]
 
-    async def search(self, keys: Sequence[bytes]) -> "tuple[dict[bytes, asyncio.Future[Any]], Answered]":
-        """Start reading distinct keys: for each the future of {subkey: value with expiration}, with what
-        every node that should know it told, or of None. Cancelling one ends the search for that key. Beside
-        them the keys of which any other node has answered, up to date at any time."""
-        watch = _Watch()
-        token = _watch.set(watch)
+    async def search(self, keys: Sequence[bytes]) -> Search:
+        """Start reading distinct keys."""
+        uids = [DHTID.generate(key) for key in keys]
+        notes = Watch(checks=CHECKS_A_SEARCH, vouched=self.vouched)
+        token = watch.set(notes)
         try:
-            with self._packing(keys):
-                searches: dict[bytes, asyncio.Future[Any]] = await self.get_many(
+            with self._packing(keys), self.protocol.storage.within(uids, ANSWER_BYTES):
+                for uid in uids:
+                    if (own := self.protocol.storage.get(uid)) is not None:
+                        notes.note_found(uid, own.value)
+                futures = await self.get_many(
                     keys,
                     sufficient_expiration_time=float("inf"),  # else the first answer would do
                     return_futures=True,
                     beam_size=BUCKET_SIZE if self.small else READ_BEAM,
                 )
         finally:
-            _watch.reset(token)
-        return searches, Answered(watch.answered)
+            watch.reset(token)
+        return Search(futures, notes, self._silent)
 
     async def look_through(
         self, peer: PeerID, uid: DHTID, targets: Sequence[DHTID]
@@ -279,11 +380,11 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         """The network as `peer` (of DHT id `uid`) alone leads to it: the nodes nearest to each of the
         targets, nearest first, without us, and the records under them as {subkey: value with expiration}."""
         seen: dict[Any, list[Any]] = {}
-        token = _watch.set(_Watch(found=seen))
+        token = watch.set(Watch(found=seen, checks=CHECKS_A_SEARCH, vouched=self.vouched))
         try:
             nearest = await self.find_nearest_nodes(targets, node_to_peer_id={uid: peer}, exclude_self=True)
         finally:
-            _watch.reset(token)
+            watch.reset(token)
         records: dict[DHTID, dict[Any, Any]] = {}
         for target in targets:
             latest = records.setdefault(target, {})
@@ -295,11 +396,26 @@ class RecordNode(DHTNode):  # type: ignore[misc]  # hivemind ships no types
         return nearest, records
 
 
+_OVERRIDDEN = {
+    DHTProtocol: (
+        "rpc_store",
+        "rpc_find",
+        "call_store",
+        "call_find",
+        "update_routing_table",
+        "_validate_dictionary",
+    ),
+    DHTNode: ("_call_find_with_blacklist", "store_many", "get_many", "find_nearest_nodes"),
+}
+"""What the classes here override, or count on to be called."""
+
+
 async def create_node(p2p: P2P, *, client_mode: bool, now: Callable[[], float]) -> RecordNode:
     """A node over a running daemon. It has not joined anything yet.
 
     Its DHT id follows from its peer id, so that it is the same node to others after a restart.
     """
+    require_tested(_OVERRIDDEN)
     node: RecordNode = await RecordNode.create(
         p2p=p2p,
         node_id=DHTID.generate(p2p.peer_id.to_bytes()),
@@ -342,7 +458,16 @@ def prune(validator: RecordValidator, key: bytes, records: Any, most: int = MAX_
     return True
 
 
-def _forget_oldest(notes: dict[Any, int]) -> None:
+def count_until(items: Sequence[Any], counts: Callable[[Any], bool], most: int) -> int:
+    """How many of the first `items` hold no more than `most` that count."""
+    for number, item in enumerate(items):
+        most -= counts(item)
+        if most < 0:
+            return number
+    return len(items)
+
+
+def _forget_oldest(notes: dict[Any, Any]) -> None:
     while len(notes) > MAX_SIZES:
         del notes[next(iter(notes))]
 

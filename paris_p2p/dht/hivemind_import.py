@@ -1,23 +1,32 @@
 """hivemind's DHT without the rest of hivemind: 0.2 s and 40 MB instead of seconds, torch and 290 MB.
 
-Owns: which hivemind modules are loaded, and that they read our clock. Only the DHT worker's modules import
-this. hivemind's packages import everything in their `__init__`; registering empty parent packages first
-lets the modules below them load unmodified. That relies on the layout of the pinned version, so a failure
-falls back to the plain import, which costs time and memory only.
+Owns: which hivemind modules are loaded, that they read our clock, and that what is replaced in them is there.
+Only the DHT worker's modules import this. hivemind's packages import everything in their `__init__`;
+registering empty parent packages first lets the modules below them load unmodified. That relies on the layout
+of the pinned version, so a failure falls back to the plain import, which costs time and memory only.
 """
 
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import sys
 import types
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paris_p2p import clock
 from paris_p2p.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+TESTED_VERSION = "1.1.12"
+"""As in constraints.txt. What is replaced in hivemind, or overrides a method of it, closes holes: in a
+version that does those things elsewhere they would be open again, and nothing would say so."""
+
+_missing: list[str] = []
 
 # package -> names that the modules below it import from the package itself
 _PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -48,6 +57,30 @@ def load_hivemind_dht() -> str:
         importlib.import_module("hivemind.dht.node")
     _use_our_clock()
     return way
+
+
+def replace(module: str, name: str, value: Any) -> Any:
+    """Put `value` in the place of a global of a loaded hivemind module; what was there. When nothing was,
+    `require_tested` says so."""
+    names = vars(sys.modules[module])
+    if name not in names:
+        _missing.append(f"{module}.{name}")
+    previous, names[name] = names.get(name), value
+    return previous
+
+
+def require_tested(overridden: Mapping[type, Sequence[str]]) -> None:
+    """Raises `ConfigError`, with what to do, unless hivemind is of the tested version and has all that is
+    replaced in it, and the methods `overridden` of its classes."""
+    found = importlib.metadata.version("hivemind")
+    methods = [(kind, name) for kind, names in overridden.items() for name in names]
+    lacks = [*_missing, *(f"{kind.__name__}.{name}" for kind, name in methods if not hasattr(kind, name))]
+    if found != TESTED_VERSION or lacks:
+        what = f" (it lacks {', '.join(lacks)})" if lacks else ""
+        raise ConfigError(
+            f"hivemind {found} is installed{what}, and paris-p2p is made for {TESTED_VERSION}: run "
+            f"pip install hivemind=={TESTED_VERSION}, or install paris-p2p again with its constraints.txt"
+        )
 
 
 def _register_packages() -> None:

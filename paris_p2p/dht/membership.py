@@ -237,6 +237,7 @@ class Membership:
             self._unsay("bootstrap", address, f"bootstrap {address} answers again")
         else:
             again = f"trying again every {HEAL_PERIOD_S:.0f} s"
+            problem = problem.partition("; is the address right")[0]  # it was: it has answered before
             self._say("bootstrap", address, f"lost bootstrap {address}: {problem}; {again}")
 
     def _some_known(self) -> list[str]:

@@ -19,6 +19,10 @@ KEYS_PER_READ = 16
 MAX_ROWS_A_KEY = 1536
 """Records of one key that the worker hands on. A node keeps 1024, but each of the twenty that are asked may
 tell of others, and hostile ones make as many as they like."""
+ROWS_A_READ = 8192
+"""Records of all its keys that one read hands on: as many as the node process remembers to have verified."""
+MAX_VOUCHED = 64
+"""Owners that the node process vouches for."""
 RECORDS_PER_STORE = 256
 
 

@@ -10,15 +10,23 @@ charged in equal parts to all peers that delivered its records, and the keys go 
 is charged much: whoever floods displaces itself, two peers that deliver for each other are charged for all of
 it together, and none pushes an honest peer's key out by joining it. A record that is stored again counts for
 the peer that stored it last, its owner's own node. Among equals the record that would stay longest goes.
+
+What is told of a key follows the same thought (`rows`): first the records of owners that this node vouches
+for, then one of each delivering peer in turn, of each those that were here first. Who is told only a part,
+because there is no room for more, is told what matters: a flood stands behind all others, whatever its size.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import msgpack
+
 from paris_p2p import clock
 from paris_p2p.dht.hivemind_import import load_hivemind_dht
+from paris_p2p.dht.sharing import in_turns, levelled
 
 load_hivemind_dht()
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue  # noqa: E402 - after the light import
@@ -30,9 +38,14 @@ MAX_OWNERS = 1024
 _KEYS_AT_ONCE = 256  # when the storage is full: looking for whom to displace costs a walk over all keys,
 _WALK_PAUSE_S = 1.0  # so that no peer gets one more often than this
 
+ROW_BYTES = 64
+"""What a record takes in an answer besides its value: subkey, expiration, their headers."""
+
 OURSELVES = b""
 deliverer: ContextVar[bytes] = ContextVar("deliverer", default=OURSELVES)
 """The peer id whose request is being served; `OURSELVES` outside of one."""
+room: ContextVar[Mapping[Any, int] | None] = ContextVar("room", default=None)
+"""Bytes that `RecordStorage.get` may tell of each key; None: of all keys everything."""
 
 
 class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
@@ -42,6 +55,8 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
         super().__init__()
         self._deliverers: dict[Any, dict[Any, bytes]] = {}  # key -> subkey -> peer that delivered it last
         self._walked: dict[bytes, float] = {}  # peer -> monotonic time of its last walk
+        self.vouched: frozenset[Any] = frozenset()
+        """Owners known to be real: theirs is told first, and never displaced."""
 
     def store(self, key: Any, value: Any, expiration_time: float, subkey: Any = None) -> bool:
         """Store one owner's record; a value without an owner is refused."""
@@ -56,7 +71,8 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
             held = entry.value.get(subkey)
             if held is not None and held.expiration_time >= expiration_time:
                 return bool(held.value == value and held.expiration_time == expiration_time)
-            if held is None and len(entry.value) >= MAX_OWNERS and not self._make_place(key, entry.value):
+            full = held is None and len(entry.value) >= MAX_OWNERS
+            if full and not self._make_place(key, entry.value, subkey in self.vouched):
                 return False
             if expiration_time > entry.expiration_time:
                 TimedStorage.store(self, key, entry.value, expiration_time)
@@ -83,12 +99,16 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
             and TimedStorage.store(self, key, owners, expiration_time)
         )
 
-    def _make_place(self, key: Any, owners: Any) -> bool:
-        """Displace a record of the peer that holds the most places of a full key, if that is fair."""
+    def _make_place(self, key: Any, owners: Any, vouched: bool) -> bool:
+        """Displace a record of the peer that holds the most places of a full key, if that is fair; for one
+        whose owner is `vouched` for in any case."""
         known = self._deliverers.get(key, {})
         live = {subkey: known.get(subkey, OURSELVES) for subkey, _ in owners.items()}
         self._deliverers[key] = live
-        victims = displaced(live, deliverer.get(), lambda subkey: owners.get(subkey).expiration_time)
+        loose = {subkey: who for subkey, who in live.items() if subkey not in self.vouched}
+        victims = displaced(loose, deliverer.get(), lambda subkey: owners.get(subkey).expiration_time)
+        if vouched and not victims:
+            victims = list(loose)[-1:]
         for subkey in victims[:1]:
             del owners[subkey]
             del live[subkey]
@@ -111,9 +131,45 @@ class RecordStorage(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no
         return len(self.data) < MAX_KEYS
 
     def get(self, key: Any) -> Any:
-        """A copy of the records under `key`: the search that asks merges others' into what it gets."""
+        """A copy of the records under `key`, in the order of `rows`, of as many as there is `room` for: the
+        search that asks merges others' into what it gets."""
+        rooms = room.get()
+        most = float("inf") if rooms is None else rooms.get(key, 0)
+        told = []
+        for subkey, item in self.rows(key):
+            most -= len(item.value) + ROW_BYTES
+            if most < 0:
+                break
+            told.append((subkey, item))
+        return dictionary(told)
+
+    def rows(self, key: Any) -> list[tuple[Any, Any]]:
+        """The (owner, value with expiration) under `key`: those vouched for, then one of each delivering peer
+        in turn, of each those that were here first."""
         entry = TimedStorage.get(self, key)
-        return None if entry is None else dictionary(entry.value.items())
+        if entry is None:
+            return []
+        known = self._deliverers.get(key, {})
+        first: list[tuple[Any, Any]] = []
+        delivered: dict[bytes, list[tuple[Any, Any]]] = {}
+        for subkey, item in entry.value.items():  # in the order in which the owners came
+            mine = first if subkey in self.vouched else delivered.setdefault(known.get(subkey, OURSELVES), [])
+            mine.append((subkey, item))
+        return first + in_turns(delivered.values())
+
+    @contextmanager
+    def within(self, keys: Iterable[Any], most: int) -> Iterator[None]:
+        """Meanwhile `get` tells `most` bytes of the keys in all, shared by level filling."""
+        token = room.set(levelled({key: self.size(key) for key in keys}, most))
+        try:
+            yield
+        finally:
+            room.reset(token)
+
+    def size(self, key: Any) -> int:
+        """About how many bytes all records under `key` take in an answer."""
+        entry = TimedStorage.get(self, key)
+        return 0 if entry is None else sum(len(item.value) + ROW_BYTES for _, item in entry.value.items())
 
 
 class WriteThrough(DHTLocalStorage):  # type: ignore[misc]  # hivemind ships no types
@@ -159,6 +215,20 @@ def overcharged(
     over.sort(key=lambda key: (weight[key], expiration_of(key)), reverse=True)
     excess = int(weight[over[0]] - charges[newcomer]) if over else 0
     return over[: min(_KEYS_AT_ONCE, excess)]
+
+
+def _unpack(raw: bytes) -> Any:
+    """A dictionary value from the wire, of at most `MAX_OWNERS` records: a message has room for a hundred
+    times as many, and each takes a few microseconds. Nothing in it may be a dictionary again."""
+    _, _, items = msgpack.unpackb(raw, raw=False)
+    value = DictionaryDHTValue()
+    with value.freeze():
+        for subkey, data, until in items[:MAX_OWNERS]:
+            value.store(subkey, data, until)
+    return value
+
+
+DictionaryDHTValue.unpackb = staticmethod(_unpack)
 
 
 def dictionary(items: Iterable[tuple[Any, Any]]) -> Any:

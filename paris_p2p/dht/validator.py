@@ -17,7 +17,7 @@ load_hivemind_dht()
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase  # noqa: E402 - after the light import
 
 _WRAPPED_BYTES = MAX_RECORD_BYTES + 8  # msgpack's header around bytes has at most 5
-_REMEMBERED = 16_384  # records, 16 bytes each
+_REMEMBERED = 32_768  # records, 16 bytes each: more than a node may keep of the keys of a run
 
 
 class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind ships no types
@@ -30,6 +30,10 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind sh
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._valid: dict[bytes, None] = {}  # digests of records found valid, the latest last
+
+    def knows(self, record: DHTRecord) -> bool:
+        """Whether `record` was found valid before: believing it costs no signature check."""
+        return _digest(record) in self._valid
 
     def validate(self, record: DHTRecord) -> bool:
         """Whether `record` may be stored here, or believed when a peer returned it.

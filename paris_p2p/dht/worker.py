@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import hashlib
 import heapq
+import math
 import os
 import random
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from paris_p2p.dht.protocol import (
     DAEMON_DIED_STATUS,
     FAILED_STATUS,
     MAX_ROWS_A_KEY,
+    ROWS_A_READ,
     STOPPED_STATUS,
     Notice,
     StartMessage,
 )
 from paris_p2p.dht.runtime import remove_folder
+from paris_p2p.dht.sharing import levelled
 from paris_p2p.errors import ParisError
 from paris_p2p.wire.records import record_key
 from paris_p2p.workers.child import PARENT_GONE_STATUS, ParentLink
@@ -49,9 +52,15 @@ from paris_p2p.dht.hardened import RecordNode, create_node  # noqa: E402
 from paris_p2p.dht.membership import Membership  # noqa: E402
 
 _CLEANUP_S = 5
+LONGEST_S = 25.0
+"""A search that nobody waits for any longer is ended: the client gives up after 30 s."""
 _RECEIVE_BYTES = 65_536
 _TELLING = tuple(record_key(kind, b"") for kind in ("run", "claim", "member"))
 """Keys whose records show whether two parts of the network know each other."""
+
+
+Row = tuple[bytes, bytes, float]
+"""Subkey, value, expiration."""
 
 
 class Parent:
@@ -155,8 +164,10 @@ class DhtWorker:
     async def _handle(self, message: Message) -> Message:
         match message["type"]:
             case "store":
+                self._node.vouch_for(message["vouched"])
                 return {"ok": await self._store(message["records"])}
             case "read":
+                self._node.vouch_for(message["vouched"])
                 return {"found": await self._read(message["keys"], message["patience_s"])}
             case "info":
                 return self._info()
@@ -170,33 +181,39 @@ class DhtWorker:
         when there are others. Our own replica alone is lost with us, and nobody reads it."""
         self._watch([record[0] for record in records])
         others = self._has_others()
-        stored = await self._node.store_counting(
+        storing = self._node.store_counting(
             [(key, subkey, value, until) for key, subkey, value, until in records],
             exclude_self=self._start.client_mode,
         )
+        stored = await asyncio.wait_for(storing, LONGEST_S)
         return [
             votes.taken > 0 and votes.taken >= votes.refused if others else verdict
             for verdict, votes in stored
         ]
 
-    async def _read(
-        self, keys: Sequence[bytes], patience_s: float | None
-    ) -> list[list[tuple[bytes, bytes, float]] | None]:
+    async def _read(self, keys: Sequence[bytes], patience_s: float | None) -> list[list[Row] | None]:
         """For each key every (subkey, value, expiration) found: the latest, from all who should know. None
-        where that took longer than `patience_s` seconds, and where others should know and none of them
-        answered: a network that cannot be reached is not an empty one."""
+        where that took longer than `patience_s` seconds, and where others should know and too few of those
+        nearest to the key answered: a network that cannot be reached is not an empty one."""
         self._watch(keys)
         others = self._has_others()  # now: who does not answer leaves the routing table
-        searches, answered = await self._node.search(list(dict.fromkeys(keys)))
-        _, late = await asyncio.wait(searches.values(), timeout=patience_s)
-        for search in late:
-            search.cancel()  # hivemind goes on without that key
-        return [
-            None
-            if searches[key] in late or (others and key not in answered)
-            else chosen(_flatten(searches[key].result()), self._salt)
-            for key in keys
-        ]
+        search = await self._node.search(list(dict.fromkeys(keys)))
+        _, late = await asyncio.wait(
+            search.futures.values(), timeout=LONGEST_S if patience_s is None else patience_s
+        )
+        for one in late:
+            one.cancel()  # hivemind goes on without that key
+        found = {
+            key: _flatten(one.result())
+            for key, one in search.futures.items()
+            if one not in late and (search.read(key) or not others)
+        }
+        shares = levelled({key: min(len(rows), MAX_ROWS_A_KEY) for key, rows in found.items()}, ROWS_A_READ)
+        some = {key: self._chosen(rows, shares[key], search.ranks(key)) for key, rows in found.items()}
+        return [some.get(key) for key in keys]
+
+    def _chosen(self, rows: list[Row], most: int, ranks: Mapping[bytes, int]) -> list[Row]:
+        return chosen(rows, most, ranks, self._node.vouched, self._salt)
 
     def _has_others(self) -> bool:
         """Whether other nodes are known, or must exist: only without any is what we hold all there is."""
@@ -211,18 +228,23 @@ class DhtWorker:
         return {"peers": len(table.uid_to_peer_id), "keys": len(keys), "p2pd_pid": self._daemon.pid}
 
 
-def chosen(rows: list[tuple[bytes, bytes, float]], salt: bytes) -> list[tuple[bytes, bytes, float]]:
-    """At most `MAX_ROWS_A_KEY` of the (subkey, value, expiration). By a hash of the subkey that nobody else
-    can reckon: who floods a key must not choose whom this node sees, neither by answering first nor by the
-    keys it makes."""
-    if len(rows) <= MAX_ROWS_A_KEY:
+def chosen(
+    rows: list[Row], most: int, ranks: Mapping[bytes, int], vouched: Collection[bytes], salt: bytes
+) -> list[Row]:
+    """At most `most` of the (subkey, value, expiration): those vouched for, then by the place (`ranks`) in
+    the answer that named it first, so that a thousand records of one answerer stand behind the first of
+    another. Among equals by a hash of the subkey that nobody else can reckon."""
+    if len(rows) <= most:
         return rows
-    return heapq.nsmallest(
-        MAX_ROWS_A_KEY, rows, key=lambda row: hashlib.blake2b(row[0], digest_size=16, key=salt).digest()
-    )
+
+    def order(row: Row) -> tuple[bool, float, bytes]:
+        salted = hashlib.blake2b(row[0], digest_size=16, key=salt).digest()
+        return row[0] not in vouched, ranks.get(row[0], math.inf), salted
+
+    return heapq.nsmallest(most, rows, key=order)
 
 
-def _flatten(entry: Any) -> list[tuple[bytes, bytes, float]]:
+def _flatten(entry: Any) -> list[Row]:
     if entry is None or not isinstance(entry.value, dict):
         return []
     return [(subkey, item.value, item.expiration_time) for subkey, item in entry.value.items()]

@@ -1,20 +1,17 @@
 """Which device a trainer computes on, and in which precision.
 
-Owns: choosing and checking devices, the precision that pays there, Accelerate's set-up. Does not own: several
-processes of one role (`ranks`), memory (`memory`).
+Owns: choosing devices and whether they are there, the precision that pays there, Accelerate's set-up. Does
+not own: what they may be called (`device_names`), several processes of one role (`ranks`), memory (`memory`).
 """
-
-import re
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from paris_p2p.diffusion.device_names import CUDA_INDEX, SEVERAL
 from paris_p2p.errors import ConfigError
 
-_SEVERAL = re.compile(r"(?:cuda|cpu):x([2-9]|[1-9][0-9])")
 PRECISIONS = ("fp32", "bf16")
-_CUDA_INDEX = re.compile(r"cuda:(0|[1-9][0-9]{0,2})")
 
 
 def pick_device(wanted: str) -> str:
@@ -35,7 +32,7 @@ def pick_device(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
-    if numbered := _CUDA_INDEX.fullmatch(wanted):
+    if numbered := CUDA_INDEX.fullmatch(wanted):
         available[wanted] = int(numbered[1]) < torch.cuda.device_count()
     if not available.get(wanted, False):
         raise ConfigError(f"device {wanted!r} is not available here; use auto or cpu")
@@ -46,7 +43,7 @@ def processes(wanted: str) -> int:
     """How many processes train on device `wanted`: one a device."""
     if wanted == "cuda:all":
         return max(1, torch.cuda.device_count())
-    several = _SEVERAL.fullmatch(wanted)
+    several = SEVERAL.fullmatch(wanted)
     return int(several[1]) if several else 1
 
 

@@ -22,7 +22,7 @@ from paris_p2p.diffusion.grid import grid
 from paris_p2p.diffusion.metrics import frechet_distance, precision_recall
 from paris_p2p.diffusion.pipeline import ParisPipeline
 from paris_p2p.diffusion.seeds import stream
-from paris_p2p.diffusion.shards import FILE_NAME, Shard
+from paris_p2p.diffusion.shards import Shard, caption_texts
 from paris_p2p.errors import ConfigError
 from paris_p2p.store.durable import disk
 
@@ -81,30 +81,47 @@ class Score:
 
 
 def real_images(
-    shards: Sequence[tuple[Path, Shard]], decode: Callable[[Tensor], Tensor] | None
+    shards: Sequence[tuple[Path, Shard]],
+    decode: Callable[[Tensor], Tensor] | None,
+    most: int | None = None,
+    seed: int = 0,
 ) -> RealImages:
     """The images of a run's shards (folder and contents). `decode`: latents (N, C, S, S) to images, for runs
-    with a VAE. Raises `ConfigError` for a shard without its captions' texts."""
+    with a VAE. `most`: take this many of them by chance, where there are more; they are all held in memory.
+    Raises `ConfigError` for a shard without its captions' texts."""
+    taken = _taken([len(shard) for _, shard in shards], most, seed)
     images: list[Tensor] = []
     captions: list[str] = []
     clusters: list[int] = []
-    for folder, shard in shards:
+    for (folder, shard), rows in zip(shards, taken, strict=True):
+        if len(rows) == 0:
+            continue
         texts = _texts(folder, len(shard.captions))
-        captions += [texts[index] for index in shard.caption_index.tolist()]
-        clusters += [shard.cluster] * len(shard)
-        latents = shard.latents.to(torch.float32, copy=True)
+        captions += [texts[index] for index in shard.caption_index[rows].tolist()]
+        clusters += [shard.cluster] * len(rows)
+        latents = shard.latents[rows].to(torch.float32)
         images.append(latents if decode is None else torch.cat([decode(p) for p in torch.split(latents, 16)]))
     return RealImages(torch.cat(images), tuple(captions), tuple(clusters))
 
 
-def _texts(folder: Path, count: int) -> list[str]:
-    from safetensors import safe_open
+def _taken(lengths: Sequence[int], most: int | None, seed: int) -> list[Tensor]:
+    """The rising rows to take of shards that are so long: all, or `most` of them all together."""
+    total = sum(lengths)
+    if most is None or most >= total:
+        return [torch.arange(length) for length in lengths]
+    chosen = torch.randperm(total, generator=stream(seed, "evaluation", "real"))[:most].sort().values
+    ends = torch.tensor(lengths).cumsum(0)
+    starts = ends - torch.tensor(lengths)
+    return [
+        chosen[(chosen >= start) & (chosen < end)] - start for start, end in zip(starts, ends, strict=True)
+    ]
 
-    with safe_open(folder / FILE_NAME, framework="pt", device="cpu") as file:
-        texts = json.loads((file.metadata() or {}).get("captions", "null"))
-    if not isinstance(texts, list) or len(texts) != count:
+
+def _texts(folder: Path, count: int) -> list[str]:
+    texts = caption_texts(folder)
+    if len(texts) != count:
         raise ConfigError(f"the shard in {folder} does not name its captions: run prepare again")
-    return [str(text) for text in texts]
+    return texts
 
 
 def prompts_for(real: RealImages, asked: Asked) -> list[str]:

@@ -9,7 +9,6 @@ with `"text_projection": "mlp"` in config.json. Text encoder, tokenizer, VAE and
 """
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from paris_p2p.diffusion.published_names import as_published
 from paris_p2p.diffusion.router import Router
 from paris_p2p.errors import ConfigError
 from paris_p2p.store.durable import disk
+from paris_p2p.store.files import share_tree
 from paris_p2p.store.model_folder import CONFIG_NAME, INDEX_NAME, NETWORK_CLASSES, WEIGHTS_NAME
 
 
@@ -80,7 +80,7 @@ def _fill(
     for done, name in enumerate(parts):
         on_part(done, len(parts), name)
         if index[name][1] not in NETWORK_CLASSES:
-            _copy(model / name, new / name)
+            share_tree(model / name, new / name)
             continue
         network = load_part(model / name, index[name], dtype)
         if write_network(network, new / name, index["objectives"].get(name)):
@@ -131,15 +131,3 @@ def _published_config(own: dict[str, Any]) -> dict[str, Any]:
         "text_projection": "mlp",
         "norm_eps": own["norm_eps"],
     }
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Every regular file below `source`, linked where the disk can."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, place)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(path, place)

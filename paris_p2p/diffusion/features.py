@@ -205,8 +205,15 @@ def _read(folder: Path) -> tuple[FeatureNetwork, str]:
     return _wrapped(network.eval(), names, accuracy), of
 
 
-def pretrained_features(name: str) -> FeatureNetwork:
-    """A pretrained network, called as `components.image_features` calls it.
+def named_features(name: str, device: str = "cpu") -> FeatureNetwork:
+    """The network called `name`: the folder of one that `train_features` left, or a pretrained one."""
+    if (Path(name) / FILE_NAME).is_file():
+        return load_features(Path(name))
+    return pretrained_features(name, device)
+
+
+def pretrained_features(name: str, device: str = "cpu") -> FeatureNetwork:
+    """A pretrained network, called as `components.image_features` calls it, computing on `device`.
 
     Raises `ConfigError` when there is no such network or its weights cannot be had.
     """
@@ -217,8 +224,11 @@ def pretrained_features(name: str) -> FeatureNetwork:
             f"the feature network {name!r} cannot be had: {error}. --features trained needs none"
         ) from None
 
+    network.network.to(device)
+
+    @torch.no_grad()
     def run(part: Tensor) -> Tensor:
-        return network.embed(prepared(part, network.side, network.mean, network.std))
+        return network.embed(prepared(part.to(device), network.side, network.mean, network.std)).cpu()
 
     def embed(images: Tensor) -> NDArray[np.float64]:
         return _in_batches(run, images).double().numpy()

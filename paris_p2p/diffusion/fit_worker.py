@@ -41,8 +41,9 @@ def main() -> None:
     try:
         answer = fit(message or {})
     except Exception as error:  # noqa: BLE001 - reported to the parent, whatever it was
-        traceback.print_exc()
         kind = "config" if isinstance(error, ConfigError) else "crash"
+        if kind == "crash":  # else the message says it all
+            traceback.print_exc()
         answer = {"type": "error", "kind": kind, "message": str(error)[:2000]}
     link.send(answer)
 

@@ -65,13 +65,18 @@ def write_initial(architecture: Architecture, seed: int, source: Path, out: Path
     return Initial(taken, sum(tensor.numel() for tensor in state.values()), tuple(groups))
 
 
+def source_file(source: Path) -> Path:
+    """The weights file of the network in `source`, or of its `transformer`. Raises `ConfigError`."""
+    return weights_file(source / "transformer" if (source / "transformer").is_dir() else source)
+
+
 def _found(source: Path) -> dict[str, Tensor]:
     """The tensors in `source` under PixArt and published names."""
-    folder = source / "transformer" if (source / "transformer").is_dir() else source
+    path = source_file(source)
     try:
-        tensors: dict[str, Tensor] = load_file(weights_file(folder))
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{folder} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read: {error}") from None
     for name in [name for name in tensors if name.startswith(_DIT_TIME)]:
         tensors.setdefault(_TIME + name.removeprefix(_DIT_TIME), tensors[name])
     for kind in ("weight", "bias"):

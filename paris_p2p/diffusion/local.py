@@ -5,11 +5,14 @@ there. Does not own: the step (`training`), bundles (`resume`). A node trains th
 """
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from paris_p2p.diffusion.resume import STATE_NAME, load_resume, save_resume, save_weights
 from paris_p2p.diffusion.shards import Examples
@@ -21,6 +24,10 @@ from paris_p2p.wire.manifest import Recipe
 OnStep = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, the last step's training loss) every so often."""
 REPORT_STEPS = 20
+ATTEMPTS = 3
+"""With the noise drawn, and with two others; a loss that explodes each time is the recipe's fault."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +78,38 @@ def train(
 
     `initial`: the folder of weights to start from, instead of random ones.
 
-    Raises `TrainingError` (a loss that is not finite, memory), `ConfigError`, `StoreError`.
+    After a loss that is not finite it goes back to the last checkpoint and on with other noise, and says so.
+
+    Raises `TrainingError` (a loss that is not finite three times, memory), `ConfigError`, `StoreError`.
     """
-    trainer = Trainer(recipe, role, variant, train_data, heldout, device, initial)
     newest = work / "checkpoint"
-    if newest.is_dir():
-        load_resume(trainer, newest / "resume", _step_of(newest / "resume"))
+    for attempt in range(ATTEMPTS):
+        trainer = Trainer(recipe, role, variant, train_data, heldout, device, initial)
+        if newest.is_dir():
+            load_resume(trainer, newest / "resume", _step_of(newest / "resume"))
+        if attempt:
+            log.warning("going on from step %d of %s with other noise", trainer.step, role)
+            trainer.take_another_path(attempt)
+        try:
+            return _finish(trainer, work, recipe.checkpoint_interval_steps, on_step)
+        except TrainingError as error:
+            if error.kind != "nan" or attempt == ATTEMPTS - 1:
+                raise
+            log.warning("%s", error)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _finish(trainer: Trainer, work: Path, interval: int, on_step: OnStep) -> Trained:
+    """Train to the last step. No checkpoint is written after a loss that is not finite."""
     training = trainer.plan.training
+    newest = work / "checkpoint"
     while not trainer.finished:
         loss = trainer.train_step()
-        if trainer.step % REPORT_STEPS == 0 or trainer.finished:
+        due = trainer.step % interval == 0 or trainer.finished
+        if due or trainer.step % REPORT_STEPS == 0:
             on_step(trainer.step, training.steps, _finite(float(loss), trainer.step))
-        if trainer.step % recipe.checkpoint_interval_steps == 0 or trainer.finished:
+        if due:
+            _check_weights(trainer)
             _save(trainer, work)
     heldout_loss = _finite(trainer.heldout_loss(), trainer.step)
     return Trained(newest / "weights", heldout_loss, trainer.step, trainer.step * training.batch_size)
@@ -112,6 +139,12 @@ def _save(trainer: Trainer, work: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"a checkpoint cannot be written to {work}: {error}") from None
+
+
+def _check_weights(trainer: Trainer) -> None:
+    """A step's loss is that of the weights before it: the last ones may be none although it was a number."""
+    if not all(bool(torch.isfinite(part).all()) for part in trainer.model.parameters()):
+        raise TrainingError("nan", f"weights are not finite after step {trainer.step}")
 
 
 def _finite(loss: float, step: int) -> float:

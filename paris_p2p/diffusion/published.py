@@ -13,7 +13,6 @@ Sizes and depth are read off the tensors. Only the number of attention heads can
 config.json, under any of the usual names, else it is the one DiT uses at that width.
 """
 
-import json
 import logging
 import math
 import re
@@ -26,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from paris_p2p.components.clip_folder import read_json
+from paris_p2p.components.presets import VAE_FACTOR, VAE_SCALE
 from paris_p2p.diffusion import published_expert, router
 from paris_p2p.diffusion.published_expert import PublishedExpert
 from paris_p2p.diffusion.router import Router
@@ -35,10 +36,7 @@ from paris_p2p.store.model_folder import COMPONENT_CLASSES, NETWORK_CLASSES, WEI
 log = logging.getLogger(__name__)
 
 ROUTER_WEIGHTS_NAME = "pytorch_model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
 EXPERT_FOLDER = re.compile(r"expert_(0|[1-9][0-9]{0,3})")
-VAE_SCALE, VAE_FACTOR = 0.18215, 8
-"""Of `sd-vae-ft-mse`, where vae/config.json says nothing else."""
 DIT_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What training wrappers put before every name."""
@@ -77,13 +75,13 @@ def is_published(folder: Path) -> bool:
         names = shapes(weights_file(folder)).keys()
     except ConfigError:
         return False
-    own_router = _read_json(folder / "config.json").get("_class_name") == router.MODEL_CLASS
+    own_router = read_json(folder / "config.json").get("_class_name") == router.MODEL_CLASS
     return {"patch_embed.weight", "pos_embed"} <= names and not own_router
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What `folder`'s config.json says, nested objects flattened; nothing if there is none."""
-    plain = _read_json(folder / "config.json")
+    plain = read_json(folder / "config.json")
     nested = [value for value in plain.values() if isinstance(value, dict)]
     return {key: value for part in (*nested, plain) for key, value in part.items()}
 
@@ -190,7 +188,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 def _settings(folder: Path, experts: Mapping[int, Path], has_router: bool) -> dict[str, Any]:
     """The settings of a model in the published layout: as published, where the folder says nothing."""
-    config = read_config(folder) | _read_json(folder / "model_index.json")
+    config = read_config(folder) | read_json(folder / "model_index.json")
     clusters = max(experts, default=-1) + 1
     if has_router:
         clusters = max(clusters, shapes(weights_file(folder / "router")).get("head.4.weight", (0,))[0])
@@ -226,7 +224,7 @@ def _latents(folder: Path, channels: int, size: int) -> dict[str, Any]:
             "scale": 1.0,
             "shift": 0.0,
         }
-    vae = _read_json(folder / "vae" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
     scale, shift = _number(vae, ("scaling_factor",), VAE_SCALE), _number(vae, ("shift_factor",), 0.0)
     levels = vae.get("block_out_channels")
     factor = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else VAE_FACTOR
@@ -242,7 +240,7 @@ def _latents(folder: Path, channels: int, size: int) -> dict[str, Any]:
 
 def _scheduler(folder: Path) -> dict[str, Any]:
     """The folder's scheduler, if it is one for flow matching; else the pipeline makes its own."""
-    name = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+    name = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
     known = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
     return {"scheduler": ("diffusers", name)} if name in known else {}
 
@@ -294,16 +292,3 @@ def _stripped(named: Mapping[str, Any]) -> dict[str, Any]:
         if named and all(name.startswith(prefix) for name in named):
             return _stripped({name.removeprefix(prefix): value for name, value in named.items()})
     return dict(named)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file. Raises `ConfigError` when it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
-        plain: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
-    return plain if isinstance(plain, dict) else {}

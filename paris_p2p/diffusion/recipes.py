@@ -11,6 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paris_p2p.components.presets import (
+    PIXEL_PRESETS,
+    PRESETS,
+    VAE_CHANNELS,
+    VAE_FACTOR,
+    VAE_SCALE,
+    check_preset,
+)
 from paris_p2p.diffusion import expert, networks, published_expert, router
 from paris_p2p.errors import ConfigError
 from paris_p2p.wire.manifest import (
@@ -26,8 +34,6 @@ from paris_p2p.wire.manifest import (
 
 SMALL_IMAGE = 16
 """Up to this many pixels a side, 4 to 16 patches carry the whole image and the smallest net will do."""
-VAE_CHANNELS, VAE_FACTOR, VAE_SCALE = 4, 8, 0.18215
-"""`sd-vae-ft-mse`: latent channels, pixels a latent, and the factor that brings latents to unit variance."""
 PIXEL_SIDES = range(4, 129, 4)
 """Image sides that the pixel presets take: whole patches, and no more of them than a CPU can pay."""
 OBJECTIVES = ("flow_matching", "ddpm")
@@ -45,10 +51,6 @@ class _Size:
     @property
     def hidden(self) -> int:
         return self.heads * self.head_dim
-
-
-PRESETS = ("tiny", "small", "b2", "xl2")
-_PIXEL_PRESETS = ("tiny", "small")
 
 
 def preset(
@@ -73,12 +75,10 @@ def preset(
     kinds of expert that a volunteer may train instead of the preset's own, each `SIZE` or `SIZE:ddpm`, SIZE a
     preset or a preset with `-published` (the published layout's network). Raises `ConfigError`.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
+    check_preset(name)
     seen = _latents(name, channels, image_size) if latents is None else latents
     kinds = (name, *(kind for kind in variants if kind != name))
-    if len(set(kinds)) != len(kinds):
-        raise ConfigError(f"an expert variant is named twice: {', '.join(kinds)}")
+    check_kinds(kinds)
     expert_steps, router_steps = _lengths(name, image_size, steps)
     return Recipe(
         latents=seen,
@@ -94,9 +94,17 @@ def preset(
     )
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises `ConfigError` unless each is a kind of expert as `preset` takes it, and none is there twice."""
+    for kind in kinds:
+        _parse_kind(kind)
+    if len(set(kinds)) != len(kinds):
+        raise ConfigError(f"an expert variant is named twice: {', '.join(kinds)}")
+
+
 def _latents(name: str, channels: int, image_size: int) -> Latents:
     """What the experts of preset `name` see by default."""
-    if name in _PIXEL_PRESETS:
+    if name in PIXEL_PRESETS:
         if channels not in (1, 3) or image_size not in PIXEL_SIDES:
             raise ConfigError(
                 f"the {name} preset takes grey or RGB images of 4 to 128 pixels a side, in steps of 4"
@@ -126,7 +134,21 @@ def _size(name: str, latents: Latents) -> _Size:
 def _variant(
     kind: str, latents: Latents, text_width: int, clusters: int, steps: int, seed: int
 ) -> ExpertVariant:
-    """The variant called `kind`: `SIZE`, `SIZE-published`, either with `:ddpm`."""
+    """The variant called `kind`."""
+    base, published, objective = _parse_kind(kind)
+    size = _size(base, latents)
+    if latents.size % size.patch:
+        raise ConfigError(
+            f"{kind} has patches of {size.patch}, which {latents.size} latents a side do not divide into"
+        )
+    architecture = (_published if published else _expert)(size, latents, text_width)
+    training = _expert_training(base, steps, clusters, seed)
+    return ExpertVariant(kind, objective, architecture, training)
+
+
+def _parse_kind(kind: str) -> tuple[str, bool, str]:
+    """Size, whether the published layout's network, and objective of `SIZE`, `SIZE-published`, either with
+    `:ddpm`. Raises `ConfigError`."""
     network, _, objective = kind.partition(":")
     base = network.removesuffix("-published")
     if base not in PRESETS or (objective or "flow_matching") not in OBJECTIVES:
@@ -134,14 +156,7 @@ def _variant(
             f"there is no expert variant {kind!r}: use one of {', '.join(PRESETS)}, with or without "
             "-published, with or without :ddpm"
         )
-    size = _size(base, latents)
-    if latents.size % size.patch:
-        raise ConfigError(
-            f"{kind} has patches of {size.patch}, which {latents.size} latents a side do not divide into"
-        )
-    architecture = (_published if network != base else _expert)(size, latents, text_width)
-    training = _expert_training(base, steps, clusters, seed)
-    return ExpertVariant(kind, objective or "flow_matching", architecture, training)
+    return base, network != base, objective or "flow_matching"
 
 
 def _expert(size: _Size, latents: Latents, text_width: int) -> Architecture:
@@ -210,18 +225,18 @@ def _interval(name: str, steps: int) -> int:
     """Steps between checkpoints. A dead node costs its successor a quarter of a small role at most; of a big
     one an hour of a GPU or so, for bundles of 2 to 10 GB."""
     quarter = max(1, steps // 4)
-    return quarter if name in _PIXEL_PRESETS else min(2000, quarter)
+    return quarter if name in PIXEL_PRESETS else min(2000, quarter)
 
 
 def _sampling(name: str) -> Sampling:
-    if name in _PIXEL_PRESETS:
+    if name in PIXEL_PRESETS:
         # On digits 10 steps and guidance 1.5 to 3 score the same by a classifier: this is the safe middle.
         return Sampling(steps=20, guidance_scale=2.0, top_k=2, scheduler="euler")
     return Sampling(steps=50, guidance_scale=7.5, top_k=2, scheduler="euler")  # as published
 
 
 def _expert_training(name: str, steps: int, clusters: int, seed: int) -> Training:
-    if name not in _PIXEL_PRESETS:
+    if name not in PIXEL_PRESETS:
         return _big_training(steps, max(1, 256 // clusters), seed)
     tiny = name == "tiny"
     return Training(
@@ -235,7 +250,7 @@ def _expert_training(name: str, steps: int, clusters: int, seed: int) -> Trainin
         ema_decay=0.99 if tiny else 0.999,  # averages the last hundred or thousand steps
         caption_dropout=0.1,  # for classifier-free guidance
         timestep_sampling="logit_normal",  # the middle of the path is where there is most to learn
-        precision="fp32",  # what every CPU can; bf16 pays from hidden 192 up, where the CPU has it
+        precision="fp32" if tiny else "bf16",  # pays from hidden 192 up, where the hardware has it; else fp32
         seed=seed,
     )
 
@@ -259,7 +274,7 @@ def _big_training(steps: int, batch_size: int, seed: int) -> Training:
 
 
 def _router_training(name: str, steps: int, seed: int) -> Training:
-    small = name in _PIXEL_PRESETS
+    small = name in PIXEL_PRESETS
     return Training(
         steps=steps,
         batch_size=128 if small else 256,

@@ -4,12 +4,15 @@ Owns: both folders' formats, and distrust of a bundle's maker. Does not own: whe
 
 A weights folder: `config.json`, `diffusion_pytorch_model.safetensors` (the EMA weights, F32).
 A resume folder: `resume.safetensors` with `weights/<name>`, `ema/<name>`, `exp_avg/<name>` and
-`exp_avg_sq/<name>` for every parameter, and `generator` (U8); `resume.json` with `format`, `role`, `variant`,
-`step`, `data_cursor` (images read so far). AdamW's own count is `step`: every step moves every parameter.
+`exp_avg_sq/<name>` for every parameter; `resume.json` with `format`, `role`, `variant`, `step`,
+`data_cursor` (images read so far), `path` (which of the seed's streams of noise is drawn from). AdamW's own
+count is `step`: every step moves every parameter. No state of a random number generator: one that a
+stranger chose (all zero, say) would go on for ever, and spoil the role long after.
 """
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paris_p2p.diffusion.networks import DTYPE_NAMES
-from paris_p2p.diffusion.training import Trainer, TrainingError
+from paris_p2p.diffusion.training import PATHS, Trainer, TrainingError
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 TENSORS_NAME = "resume.safetensors"
 STATE_NAME = "resume.json"
@@ -32,24 +35,26 @@ MOMENT_SLACK = 1.05
 
 
 def save_weights(trainer: Trainer, folder: Path) -> None:
-    """Write the trainer's EMA weights and the network's config into `folder`, making it."""
+    """Write the trainer's EMA weights and the network's config into `folder`, making it. Raises `OSError`."""
     folder.mkdir(parents=True)
     trainer.model.save_config(folder)  # type: ignore[operator]  # ConfigMixin's, untyped
     names = [name for name, _ in trainer.model.named_parameters()]
     averages = dict(zip(names, trainer.ema.shadow_params, strict=True))
-    save_file(_on_cpu(averages), folder / WEIGHTS_NAME, {"format": "pt"})
+    _save(_on_cpu(averages), folder / WEIGHTS_NAME, {"format": "pt"})
 
 
 def save_resume(trainer: Trainer, folder: Path) -> None:
-    """Write everything a successor needs to go on from `trainer.step` into `folder`, making it."""
+    """Write everything a successor needs to go on from `trainer.step` into `folder`, making it. Raises
+    `OSError`."""
     folder.mkdir(parents=True)
-    save_file(_on_cpu(_tensors(trainer)), folder / TENSORS_NAME)
+    _save(_on_cpu(_tensors(trainer)), folder / TENSORS_NAME)
     state = {
         "format": FORMAT,
         "role": trainer.plan.role,
         "variant": trainer.plan.variant,
         "step": trainer.step,
         "data_cursor": trainer.step * trainer.plan.training.batch_size,
+        "path": trainer.path,
     }
     (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
@@ -61,12 +66,9 @@ def load_resume(trainer: Trainer, folder: Path, signed_step: int | None = None) 
     signed statement names, if known; without it a bundle that claims to be finished is refused. Raises
     `TrainingError` of kind `bad_resume` naming what is wrong.
     """
-    step = _checked_step(trainer, folder / STATE_NAME, signed_step)
+    step, path = _checked_state(trainer, folder / STATE_NAME, signed_step)
     tensors = _checked_tensors(trainer, folder / TENSORS_NAME)
-    try:
-        trainer.generator.set_state(tensors["generator"])
-    except RuntimeError as error:
-        raise _bad(f"the bundle's generator state is invalid: {error}") from None
+    trainer.path = path
     named = dict(trainer.model.named_parameters())
     with torch.no_grad():
         for (name, parameter), average in zip(named.items(), trainer.ema.shadow_params, strict=True):
@@ -77,7 +79,7 @@ def load_resume(trainer: Trainer, folder: Path, signed_step: int | None = None) 
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {"generator": trainer.generator.get_state()}
+    tensors: dict[str, Tensor] = {}
     state = trainer.optimizer.optimizer.state
     averages = trainer.ema.shadow_params
     for (name, parameter), average in zip(trainer.model.named_parameters(), averages, strict=True):
@@ -89,6 +91,17 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     return tensors
 
 
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """As `save_file`, which says what the system answered in its message only."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from error
+
+
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
@@ -97,7 +110,8 @@ def _bad(message: str) -> TrainingError:
     return TrainingError("bad_resume", message)
 
 
-def _checked_step(trainer: Trainer, path: Path, signed_step: int | None) -> int:
+def _checked_state(trainer: Trainer, path: Path, signed_step: int | None) -> tuple[int, int]:
+    """The bundle's step and its stream of noise."""
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
             raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
@@ -121,11 +135,14 @@ def _checked_step(trainer: Trainer, path: Path, signed_step: int | None) -> int:
     for name, value in wanted.items():
         if state.get(name) != value:
             raise _bad(f"the bundle has {name} {state.get(name)!r}, not {value!r}")
-    return step
+    noise = state.get("path")
+    if type(noise) is not int or not 0 <= noise < PATHS:
+        raise _bad(f"the bundle's path is {noise!r}, not a number from 0 to {PATHS - 1}")
+    return step, noise
 
 
 def _checked_tensors(trainer: Trainer, path: Path) -> dict[str, Tensor]:
-    wanted = {"generator": ("U8", list(trainer.generator.get_state().shape))}
+    wanted: dict[str, tuple[str, list[int]]] = {}
     for name, parameter in trainer.model.named_parameters():
         for part in _PARTS:
             wanted[f"{part}/{name}"] = (DTYPE_NAMES[parameter.dtype], list(parameter.shape))

@@ -4,10 +4,12 @@ Owns: loading and checking `shard.safetensors`, gathering batches over several s
 order. Does not own: making shards (`data`), fetching them (`net`), noise and dropout (`training`).
 
 A shard's tensors: `latents` (N, C, S, S); `caption_index` I64 (N,); `captions` (M, T, W), the encodings of
-its M distinct captions; `uncond` (T, W), the encoding of "". Floats are F32 or F16 (a batch's latents F32).
-Metadata: `format`, `cluster`, `captions`. The tensors are memory-mapped: only the rows of a batch are read.
+its M distinct captions; `uncond` (T, W), the encoding of ""; `caption_texts` U8, a JSON list of the captions.
+Floats are F32 or F16 (a batch's latents F32). Metadata: `format`, `cluster`. The tensors are memory-mapped:
+only the rows of a batch are read, and the captions' texts when they are asked for.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +23,7 @@ from paris_p2p.diffusion.seeds import stream
 from paris_p2p.errors import ConfigError
 from paris_p2p.wire.manifest import Recipe
 
-FORMAT = "1"
+FORMAT = "2"
 FILE_NAME = "shard.safetensors"
 _FLOATS = (torch.float32, torch.float16)
 _DTYPES = {
@@ -30,6 +32,9 @@ _DTYPES = {
     "captions": _FLOATS,
     "uncond": _FLOATS,
 }
+
+
+TEXTS = "caption_texts"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +76,9 @@ def load_shard(folder: Path, recipe: Recipe, cluster: int) -> Shard:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            if set(file.keys()) != set(_DTYPES):
-                raise ConfigError(f"{path} holds {sorted(file.keys())}, a shard holds {sorted(_DTYPES)}")
+            names = {*_DTYPES, TEXTS}
+            if set(file.keys()) != names:
+                raise ConfigError(f"{path} holds {sorted(file.keys())}, a shard holds {sorted(names)}")
             tensors = {name: file.get_tensor(name) for name in _DTYPES}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read as a shard: {error}") from None
@@ -83,6 +89,18 @@ def load_shard(folder: Path, recipe: Recipe, cluster: int) -> Shard:
         )
     _check(path, tensors, recipe)
     return Shard(cluster, **tensors)
+
+
+def caption_texts(folder: Path) -> list[str]:
+    """The captions of the shard in `folder`, M of them, as they were written. Raises `ConfigError`."""
+    try:
+        with safe_open(folder / FILE_NAME, framework="np") as file:
+            texts = json.loads(file.get_tensor(TEXTS).tobytes())
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the captions of the shard in {folder} cannot be read: {error}") from None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"the shard in {folder} does not name its captions: run prepare again")
+    return texts
 
 
 def _check(path: Path, tensors: dict[str, Tensor], recipe: Recipe) -> None:

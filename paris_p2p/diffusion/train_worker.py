@@ -3,27 +3,30 @@
 Owns: the messages to and from the parent, when to report and when to write a checkpoint. Does not own: the
 training itself (`training`), the files' formats (`resume`). Reads local files only.
 
-First message down: {"type": "start", "manifest", "role", "variant", "device", "shards": [{"cluster", "train",
-"heldout"}], "resume", "resume_step" and "resume_loss" (optional: the step and the held-out loss that the
-bundle's signed statement names), "out", "threads", "attempt" (optional: how often this role's loss was not
-finite here), "initial" (optional: for each variant the folder of the weights it starts from, or null)}, then
-at any time {"type": "stop"}. Messages up: "ready", "step", "checkpoint", "finished",
-"stopped", "error" (with a "kind"). A folder named in a "checkpoint" belongs to the parent from then on. Exit
-status: 0 finished or stopped, 1 after "error", 70 when the parent is gone.
+First message down: {"type": "start", "manifest", "role", "variant", "device", "shards": [{"cluster",
+"train", "heldout"}], "resume", "resume_step" and "resume_loss" (optional: the step and the held-out loss
+that the bundle's signed statement names), "out", "threads", "attempt" (optional: how often this role's loss
+was not finite here), "initial" (optional: for each variant the folder of the weights it starts from, or
+null)}, then at any time {"type": "stop"}. Messages up: "ready", "step", "checkpoint", "finished",
+"stopped", "unsaved" (the disk has no room for a checkpoint, "message" says more: training goes on, and it
+is tried again), "error" (with a "kind"). A folder named in a "checkpoint" belongs to the parent from then
+on. Exit status: 0 finished or stopped, 1 after "error", 70 when the parent is gone.
 """
 
 import math
 import os
+import shutil
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paris_p2p import clock
 from paris_p2p.diffusion.ranks import in_step
-from paris_p2p.errors import ConfigError, LocalProtocolError, ParisError
+from paris_p2p.errors import ConfigError, DiskFullError, LocalProtocolError, ParisError
 from paris_p2p.ids import Role
+from paris_p2p.store.durable import disk
 from paris_p2p.workers.child import ParentLink
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from paris_p2p.wire.manifest import Manifest
 
 REPORT_INTERVAL_S = 0.25
+SAVE_AGAIN_S = 30.0
+"""How often a checkpoint that the disk had no room for is tried again."""
 
 
 class Link(Protocol):
@@ -41,6 +46,9 @@ class Link(Protocol):
 
     def poll(self) -> dict[str, Any] | None:
         """What the parent said, if anything."""
+
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """What the parent says within `timeout_s` seconds, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +108,6 @@ def _optional_float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _shard_paths(shard: dict[str, Any]) -> tuple[int, Path, Path]:
-    return int(shard["cluster"]), Path(shard["train"]), Path(shard["heldout"])
-
-
 def run(start: Start, link: Link, message: dict[str, Any] | None = None) -> None:
     """Train until finished or told to stop. `message`: what `start` was parsed from, for further processes.
 
@@ -112,7 +116,9 @@ def run(start: Start, link: Link, message: dict[str, Any] | None = None) -> None
     from paris_p2p.diffusion.devices import processes  # here, as in `make_trainer`
     from paris_p2p.diffusion.ranks import further_ranks
 
-    with further_ranks(processes(start.device), message or {}):
+    start = replace(start, variant=chosen_variant(start))
+    # Told to the others: each would look at its own device's memory, and might train another network.
+    with further_ranks(processes(start.device), {**(message or {}), "variant": start.variant}):
         trainer = make_trainer(start)
         recipe = read_manifest(start.manifest).recipe
         Session(trainer, link, start.out, recipe.checkpoint_interval_steps).run()
@@ -131,13 +137,10 @@ def make_trainer(start: Start) -> "Trainer":
 
     from paris_p2p.diffusion.resume import load_resume
     from paris_p2p.diffusion.shards import Examples, load_shard
-    from paris_p2p.diffusion.training import Trainer, fitting_variant
+    from paris_p2p.diffusion.training import Trainer
 
     torch.set_num_threads(max(1, start.threads))
-    manifest = read_manifest(start.manifest)
-    recipe, variant = manifest.recipe, start.variant
-    if variant is None:
-        variant = fitting_variant(recipe, start.role, start.device, manifest.variants(start.role))
+    recipe, variant = read_manifest(start.manifest).recipe, chosen_variant(start)
     train = Examples([load_shard(folder, recipe, cluster) for cluster, folder, _ in start.shards])
     heldout = Examples([load_shard(folder, recipe, cluster) for cluster, _, folder in start.shards])
     initial = start.initial[variant] if start.initial and start.resume is None else None
@@ -149,6 +152,16 @@ def make_trainer(start: Start) -> "Trainer":
     if start.attempt:
         trainer.take_another_path(start.attempt)
     return trainer
+
+
+def chosen_variant(start: Start) -> int:
+    """The variant that `start` names, or the first one the role may be that fits into the device's memory."""
+    if start.variant is not None:
+        return start.variant
+    from paris_p2p.diffusion.training import fitting_variant
+
+    manifest = read_manifest(start.manifest)
+    return fitting_variant(manifest.recipe, start.role, start.device, manifest.variants(start.role))
 
 
 def check_resumed(trainer: "Trainer", stated_loss: float) -> None:
@@ -174,6 +187,8 @@ class Session:
         self.saved_step: int = trainer.step
         self.losses: list[Any] = []  # since the last report, still on the device
         self.reported_at = 0.0
+        self.waited_s = 0.0  # the trainer's, as of the last report
+        self.save_at = math.inf  # monotonic: the disk was full
 
     def run(self) -> None:
         """Until finished or stopped. Raises `TrainingError` of kind `nan` when a loss is not finite."""
@@ -198,14 +213,18 @@ class Session:
             self.losses.append(trainer.train_step())
             if clock.monotonic() - self.reported_at >= REPORT_INTERVAL_S or trainer.finished:
                 self._report()
-            if trainer.step % self.interval == 0 or trainer.finished:
+            due = trainer.step % self.interval == 0 or clock.monotonic() >= self.save_at
+            if due or trainer.finished:
                 self._checkpoint()
         in_step(trainer, False)
-        self.link.send({"type": "finished", "step": trainer.step})
+        told_to_stop = False
+        while not told_to_stop and self.save_at < math.inf:  # without its end the role is not finished
+            told_to_stop = _says_stop(self.link.receive(SAVE_AGAIN_S))
+            self._checkpoint()
+        self.link.send({"type": "stopped" if told_to_stop else "finished", "step": trainer.step})
 
     def _told_to_stop(self) -> bool:
-        message = self.link.poll()
-        return message is not None and message.get("type") == "stop"
+        return _says_stop(self.link.poll())
 
     def _stop(self) -> None:
         """Leave with a checkpoint of whatever is new: one without progress would be its own parent."""
@@ -215,30 +234,43 @@ class Session:
         self.link.send({"type": "stopped", "step": self.trainer.step})
 
     def _report(self) -> None:
-        """Send the mean loss and the throughput since the last report."""
+        """Send the mean loss, the throughput and the time spent waiting for images since the last report."""
         if not self.losses:
             return
         loss = self._finite(sum(float(loss) for loss in self.losses) / len(self.losses), "training")
         now = clock.monotonic()
         images = len(self.losses) * self.trainer.plan.training.batch_size
         rate = images / max(now - self.reported_at, 1e-6)
-        self.link.send({"type": "step", "step": self.trainer.step, "loss": loss, "images_per_s": rate})
+        seconds, waited = now - self.reported_at, self.trainer.waited_s
+        self.link.send(
+            {
+                "type": "step",
+                "step": self.trainer.step,
+                "loss": loss,
+                "images_per_s": rate,
+                "seconds": seconds,
+                "waited_s": waited - self.waited_s,
+            }
+        )
         self.losses.clear()
-        self.reported_at = now
+        self.reported_at, self.waited_s = now, waited
 
     def _checkpoint(self) -> None:
-        """Write weights and resume bundle, tell the parent, and forget about the folders."""
-        from paris_p2p.diffusion.resume import save_resume, save_weights
-
+        """Write weights and resume bundle, tell the parent, and forget about the folders. Where the disk has
+        no room the parent is told that, and training goes on."""
         for loss in self.losses:
             self._finite(float(loss), "training")
         started = clock.monotonic()
         step = self.trainer.step
         heldout_loss = self._finite(self.trainer.heldout_loss(), "held-out")
         folder = self.out / f"step-{step:08d}"
-        save_weights(self.trainer, folder / "weights")
-        save_resume(self.trainer, folder / "resume")
-        self.saved_step = step
+        try:
+            self._write(folder)
+        except DiskFullError as error:
+            self.save_at = clock.monotonic() + SAVE_AGAIN_S
+            self.link.send({"type": "unsaved", "step": step, "message": str(error)})
+            return
+        self.saved_step, self.save_at = step, math.inf
         self.link.send(
             {
                 "type": "checkpoint",
@@ -250,12 +282,28 @@ class Session:
         )
         self.reported_at += clock.monotonic() - started  # saving is no training time
 
+    def _write(self, folder: Path) -> None:
+        """Both folders of a checkpoint into `folder`, or nothing. Raises `StoreError`."""
+        from paris_p2p.diffusion.resume import save_resume, save_weights
+
+        try:
+            with disk("writing a checkpoint", self.out):
+                save_weights(self.trainer, folder / "weights")
+                save_resume(self.trainer, folder / "resume")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     def _finite(self, loss: float, which: str) -> float:
         if math.isfinite(loss):
             return loss
         from paris_p2p.diffusion.training import TrainingError
 
         raise TrainingError("nan", f"the {which} loss is {loss} at step {self.trainer.step}")
+
+
+def _says_stop(message: dict[str, Any] | None) -> bool:
+    return message is not None and message.get("type") == "stop"
 
 
 def error_kind(error: BaseException) -> str:

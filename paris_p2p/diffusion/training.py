@@ -8,8 +8,9 @@ On several devices of one machine every process draws the whole batch's chance, 
 adds its gradients to the others': the step is the same whatever their number, up to rounding.
 
 The same seed, machine, thread count and micro-batch give the same bits, and a resumed run the bits of an
-unbroken one: all chance comes from one CPU generator that is part of the resume bundle, and the data order
-from the step. (Where memory is short, another micro-batch may be chosen after a resume: then up to rounding.)
+unbroken one: all chance and the data order come from the seed, the role and the step, so that no bundle of
+a stranger can bring chance of its own. (Where memory is short, another micro-batch may be chosen after a
+resume: then up to rounding.)
 """
 
 import logging
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paris_p2p import clock
 from paris_p2p.diffusion import memory, networks, objectives
 from paris_p2p.diffusion.devices import accelerator_for, compile_or_not, pick_device, precision_for
 from paris_p2p.diffusion.ema import WeightAverage
@@ -37,6 +39,8 @@ from paris_p2p.wire.manifest import Architecture, Recipe, Training
 HELDOUT_SAMPLES = 256
 """(image, t, eps) triples a held-out loss averages over: a percent or so of noise, at little cost."""
 MICRO_BATCH = 64
+PATHS = 1 << 31
+"""How many streams of noise a seed has. A successor believes its bundle's choice: all of them are as good."""
 COMPILE_FROM_STEPS = 2000
 """On a GPU `torch.compile` costs a minute or two, and earns a tenth or more of every step after that."""
 __all__ = ["Plan", "Trainer", "TrainingError", "drop_captions", "learning_rate", "pick_device", "plan"]
@@ -102,6 +106,7 @@ class Trainer:
         self.plan = plan(recipe, role, variant)
         self.train_data, self.heldout_data = train, heldout
         self.step = 0
+        self.waited_s = 0.0  # for images, so far
         self._recipe = recipe
         training = self.plan.training
         self.accelerator = accelerator_for(device)
@@ -117,7 +122,7 @@ class Trainer:
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.ema = WeightAverage(self.model.parameters(), training.ema_decay)
-        self.generator = stream(training.seed, role, "noise")
+        self.path = 0
         self._reader = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._use(self._memory_plan(architecture))
@@ -154,9 +159,10 @@ class Trainer:
         """
         training = self.plan.training
         batch = self._next_batch()
-        drop_captions(batch, training.caption_dropout, self.generator)
-        t = objectives.sample_timesteps(training.timestep_sampling, training.batch_size, self.generator)
-        eps = torch.randn(batch.latents.shape, generator=self.generator)
+        chance = stream(training.seed, self.plan.role, "noise", self.path, self.step)
+        drop_captions(batch, training.caption_dropout, chance)
+        t = objectives.sample_timesteps(training.timestep_sampling, training.batch_size, chance)
+        eps = torch.randn(batch.latents.shape, generator=chance)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.model.train()
@@ -169,8 +175,15 @@ class Trainer:
         return loss
 
     def _next_batch(self) -> Batch:
-        """This step's images. While a GPU computes, a thread gathers the next step's: it is a matter of the
-        step's number only."""
+        """This step's images, and the time it took to have them in `waited_s`."""
+        began = clock.monotonic()
+        batch = self._read_batch()
+        self.waited_s += clock.monotonic() - began
+        return batch
+
+    def _read_batch(self) -> Batch:
+        """While a GPU computes, a thread gathers the next step's: it is a matter of the step's number
+        only."""
         if self._reader is None:
             return self._gathered(self.step)
         ahead, self._ahead = self._ahead, None
@@ -252,8 +265,8 @@ class Trainer:
 
     def take_another_path(self, attempt: int) -> None:
         """Draw the noise from here on from another stream (`attempt` >= 1): the way out of a loss that
-        was not finite, since the same chance would lead there again."""
-        self.generator = stream(self.plan.training.seed, self.plan.role, "noise", self.step, attempt)
+        was not finite, since the same chance would lead there again. Successors stay on it."""
+        self.path = (self.path + attempt) % PATHS
 
     def losses(self, batch: Batch, t: Tensor, eps: Tensor) -> Tensor:
         """The loss of every example, (B,): mean squared error of the objective's target, or cross-entropy."""

@@ -12,6 +12,18 @@ from dataclasses import dataclass
 
 from paris_p2p.errors import ConfigError, NetworkError
 
+_NOT_PERMITTED = "this user may not listen there: ports below 1024 need privileges, choose a higher one"
+_NO_SUCH_FAMILY = "this machine has no IPv6: listen on an /ip4/… address"
+_REFUSALS = {
+    errno.EADDRNOTAVAIL: "no network interface here has that address: listen on one that this machine has, "
+    "or on all, /ip4/0.0.0.0/…",
+    errno.EACCES: _NOT_PERMITTED,
+    errno.EPERM: _NOT_PERMITTED,
+    errno.EAFNOSUPPORT: _NO_SUCH_FAMILY,
+    errno.EPROTONOSUPPORT: _NO_SUCH_FAMILY,
+}
+"""What the system's refusals to listen mean, and what to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -96,9 +108,18 @@ def listen_endpoint(text: str) -> Endpoint:
 
 def probe(endpoint: Endpoint) -> None:
     """Whether the port is free, for servers that would share it. Raises `NetworkError`."""
-    with socket.socket(endpoint.family) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with open_socket(endpoint) as sock:
         bind(sock, endpoint)
+
+
+def open_socket(endpoint: Endpoint) -> socket.socket:
+    """A socket to listen with at `endpoint`, where connections just closed do not count. `NetworkError`."""
+    try:
+        sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise cannot_listen(endpoint, error) from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
 
 
 def bind(sock: socket.socket, endpoint: Endpoint) -> None:
@@ -106,19 +127,35 @@ def bind(sock: socket.socket, endpoint: Endpoint) -> None:
     try:
         sock.bind((endpoint.host, endpoint.port))
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        why = "the port is taken by another program" if taken else error.strerror
-        raise NetworkError(f"cannot listen on {endpoint.text()}: {why}") from None
+        raise cannot_listen(endpoint, error) from None
+
+
+def cannot_listen(endpoint: Endpoint, error: OSError) -> NetworkError:
+    """What the system's refusal to listen there means, and what to do."""
+    code = error.errno or 0
+    if code == errno.EADDRINUSE:
+        why = f"port {endpoint.port} is taken by another program: stop it, or choose another with --listen"
+    else:
+        why = _REFUSALS.get(code, f"{error.strerror or error}: choose another address with --listen")
+    return NetworkError(f"cannot listen on {endpoint.text()}: {why}")
+
+
+_last_seen: dict[socket.AddressFamily, list[str]] = {}  # our interfaces' addresses
 
 
 def expand(endpoint: Endpoint) -> list[Endpoint]:
-    """The endpoint itself, or one per interface when it means all of them."""
+    """The endpoint itself, or one per interface when it means all of them; as last seen when the system does
+    not tell now, which takes a file that cannot always be opened."""
     if not ipaddress.ip_address(endpoint.host).is_unspecified:
         return [endpoint]
     import psutil  # its import takes as long as dialling: only who listens everywhere pays for it
 
     wanted = endpoint.family
-    found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == wanted]
+    try:
+        found = [a.address for nic in psutil.net_if_addrs().values() for a in nic if a.family == wanted]
+    except OSError:
+        found = _last_seen.get(wanted, [])
+    _last_seen[wanted] = found
     # link-local addresses (fe80::…%eth0) mean nothing to another machine
     return [Endpoint(address, endpoint.port, endpoint.tls) for address in found if "%" not in address]
 

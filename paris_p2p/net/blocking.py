@@ -21,10 +21,10 @@ class Blocking(Protocol):
 
 
 class InThreads:
-    """In worker threads, at most `threads` at a time."""
+    """In worker threads, at most `THREADS` at a time."""
 
-    def __init__(self, threads: int = THREADS) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(THREADS)
 
     async def __call__(self, job: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(job, limiter=self._limiter)

@@ -77,6 +77,7 @@ class Connection:
         assert session.peer is not None
         self.max_block = min(session.limits.max_block, session.peer.max_block)
         self.direct = isinstance(stream, DirectStream)
+        self.place = stream.place
         self.received = RateMeter(now)  # everything
         self.owner = owner
         self.node_id = node_id

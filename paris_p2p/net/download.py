@@ -77,7 +77,7 @@ class Download:
         self._bytes_done = 0
         self._wasted = 0
         self.last_progress = trio.current_time()
-        self.sources = Sources(item.shared.node_id)
+        self.sources = Sources(item.shared.node_id, rng, item.shared.asked_first)
         self.sources_changed = trio.Event()
 
     def progress(self) -> Progress:
@@ -403,6 +403,7 @@ class Download:
         self._bytes_done += arrival.length
         arrival.sender.rejections = 0
         self.sources.delivered(arrival.sender.node_id)
+        self._item.shared.delivered(arrival.sender.node_id)
         good = self._scheduler.good(arrival.piece)
         for other in list(self._item.connections.values()):
             self._tell(other, arrival.piece, now)

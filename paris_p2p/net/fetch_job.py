@@ -40,7 +40,7 @@ class FetchJob:
     def hint(self, peers: Sequence[Peer]) -> None:
         self.hints += peers
         if self.download is not None:
-            self.download.sources.add(peers)
+            self.download.sources.add(peers, chosen=True)
             self.download.sources_changed.set()
 
     def raise_priority(self, priority: int) -> None:

@@ -42,6 +42,7 @@ from paris_p2p.errors import ConfigError, NetworkError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import dialable, listen_endpoint, parse_endpoint, place, probe
 from paris_p2p.net.transport import WRITE_BYTES, ByteStream, Peer, StreamHandler, unwrapped
+from paris_p2p.open_files import fitting
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, node_id_from_peer_id, peer_id_text
 from paris_p2p.wire.messages import PROTOCOL_ID
@@ -182,29 +183,30 @@ class Libp2pHost:
             _log.debug("a peer's stream failed: %s", _reason(error))
             await Libp2pStream(self, stream).aclose()
 
-    async def dial(self, peer: Peer) -> ByteStream:
+    async def dial(self, peer: Peer, *, knock_s: float | None = None) -> ByteStream:
+        """`knock_s` is for addresses that nobody has knocked at: it bounds the connection of each."""
         peer_id = ID.from_base58(peer_id_text(peer.node_id))
         lock = self._dialling.setdefault(peer.node_id, trio.Lock())
         try:
             async with lock:
                 if not self._network.get_connections(peer_id):
-                    await self._connect(peer, peer_id)
+                    await self._connect(peer, peer_id, DIAL_S if knock_s is None else min(knock_s, DIAL_S))
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._dialling.pop(peer.node_id, None)
         return await self._open_stream(peer_id)
 
-    async def _connect(self, peer: Peer, peer_id: Any) -> None:
+    async def _connect(self, peer: Peer, peer_id: Any, limit_s: float) -> None:
         reasons = ["it has no addresses"] if not peer.addresses else []
         for text in peer.addresses[:MAX_ADDRESSES]:
-            with trio.move_on_after(DIAL_S) as scope:
+            with trio.move_on_after(limit_s) as scope:
                 try:
                     await self._network.dial_addr(Multiaddr(_without_peer_id(text)), peer_id)
                     return
                 except Exception as error:  # noqa: BLE001 - libp2p raises many kinds; this is the edge
                     reasons.append(f"{text}: {_reason(error)}")
             if scope.cancelled_caught:
-                reasons.append(f"{text}: no answer within {DIAL_S:.0f} s")
+                reasons.append(f"{text}: no answer within {limit_s:.0f} s")
         raise TransportError(f"cannot reach {peer_id}: {'; '.join(reasons)}")
 
     async def _open_stream(self, peer_id: Any) -> ByteStream:
@@ -268,7 +270,10 @@ class Libp2pHost:
     def _check_listening(self, listen: Sequence[str]) -> None:
         if len(self._network.listeners) < len(set(listen)):
             missing = [text for text in listen if text not in self._network.listeners]
-            raise NetworkError(f"cannot listen on {', '.join(missing) or 'the given addresses'}")
+            raise NetworkError(
+                f"cannot listen on {', '.join(missing) or 'the given addresses'}: choose other addresses "
+                "with --listen, or none for any free port"
+            )
 
 
 @asynccontextmanager
@@ -315,7 +320,7 @@ def _make_host(identity: Identity) -> BasicHost:
         connection_config=config,
     )
     manager = ResourceManager(
-        limits=ResourceLimits(max_connections=MAX_CONNECTIONS, max_streams=MAX_STREAMS),
+        limits=ResourceLimits(max_connections=fitting(MAX_CONNECTIONS), max_streams=MAX_STREAMS),
         enable_memory_limits=False,
         enable_circuit_breaker=False,
         enable_graceful_degradation=False,

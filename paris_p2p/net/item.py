@@ -5,8 +5,8 @@ Owns: what is the same for a complete and for a partial item. Does not own: fetc
 
 import logging
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import trio
 
@@ -23,6 +23,7 @@ from paris_p2p.net.blocking import Blocking
 from paris_p2p.net.connection import Connection
 from paris_p2p.net.download import Download
 from paris_p2p.net.limits import Served, SwarmLimits
+from paris_p2p.net.metadata_turns import MetadataTurns
 from paris_p2p.store.item import ItemReader
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire import messages as m
@@ -40,6 +41,7 @@ STALE_S = 5.0
 READ_NOW_BYTES = 2 << 20  # of blocks in memory: less time to read than to ask a thread for
 SNUBBED_S = 60.0
 USELESS_S = 60.0  # complete, and the peer wants nothing
+MAX_GOOD = 256
 METADATA_TIMES = 3  # all the metadata so often in one session: nobody who means well needs it twice
 
 
@@ -62,9 +64,13 @@ class Shared:
         self.limits = limits
         self.up_limit: Limiter[NodeId] = Limiter(None, None, now)
         self.down_limit: Limiter[NodeId] = Limiter(None, None, now)
+        self.metadata = MetadataTurns(self.up_limit)
         self.sessions: Counter[NodeId] = Counter()  # of all items
         self.downloads: list[Download] = []
         self.served: dict[InfoHash, Served] = {}
+        self.must_serve: Callable[[], Container[InfoHash]] = frozenset
+        self.preferred: Callable[[], Iterable[NodeId]] = frozenset
+        self._good: OrderedDict[NodeId, None] = OrderedDict()  # who delivered, the latest last
         self.node_id = node_id
         self.rechoke = rechoke
         self.bans: BanList[NodeId] = BanList()
@@ -78,6 +84,7 @@ class Shared:
         now = trio.current_time()
         self.limits = limits
         self.up_limit.set_limits(limits.up_now(yielding), limits.per_peer_up_bytes_per_s, now)
+        self.metadata.set_limits(limits.up_now(yielding), limits.per_peer_up_bytes_per_s, now)
         self.down_limit.set_limits(limits.down_bytes_per_s, limits.per_peer_down_bytes_per_s, now)
 
     def holds_back(self, download: Download, now: float) -> bool:
@@ -87,6 +94,24 @@ class Shared:
             for other in self.downloads
         )
 
+    def satisfied(self, info_hash: InfoHash, now: float) -> bool:
+        """Whether the item, complete here, was served as much as the limits ask for, and may be refused."""
+        served = self.served.get(info_hash)
+        if served is None or not self.limits.seeded_enough(served.bytes, served.length, now - served.since):
+            return False
+        return info_hash not in self.must_serve()
+
+    def delivered(self, node_id: NodeId) -> None:
+        """This peer sent a good piece of something: next time it is asked before strangers."""
+        self._good.pop(node_id, None)
+        self._good[node_id] = None
+        if len(self._good) > MAX_GOOD:
+            self._good.popitem(last=False)
+
+    def asked_first(self) -> frozenset[NodeId]:
+        """Who is dialled before all others: who delivered to this node, and who `preferred` says."""
+        return frozenset(self._good).union(self.preferred())
+
     def left(self, node_id: NodeId) -> None:
         """A session is over. After the peer's last one, full buckets for the next cost nothing, a leak of
         them does."""
@@ -94,6 +119,7 @@ class Shared:
         if self.sessions[node_id] <= 0:
             del self.sessions[node_id]
             self.up_limit.forget(node_id)
+            self.metadata.forget(node_id)
             self.down_limit.forget(node_id)
 
 
@@ -109,6 +135,7 @@ class Item:
         self.greetings = 0  # peers that are being greeted: their connections will come
         self._peers_sent = trio.current_time()
         self._announced = False  # a peer told what it has since the last look
+        self._layer_bytes: int | None = None  # of all piece layers, once the layout is known
         self.seeding: SuperSeed[Connection] | None = None
         if reader.layout is not None and reader.info is not None and not isinstance(reader, PartialItem):
             self._seed(active=True)
@@ -123,7 +150,7 @@ class Item:
             length_of=lambda piece: layout.piece_span(piece)[2],
             active=active,
         )
-        self.shared.served.setdefault(self.ref.info_hash, Served(trio.current_time()))
+        self.shared.served.setdefault(self.ref.info_hash, Served(trio.current_time(), layout.length))
 
     def completed(self) -> None:
         """The download is over and everything is here: who is connected knows what we have."""
@@ -326,56 +353,57 @@ class Item:
         self.shared.up_limit.take(connection.node_id, count, now)
         served = self.shared.served.get(self.ref.info_hash)
         if served is not None:
-            served.bytes += count
+            served.sent(connection.node_id, count)
         if self.seeding is not None:
             self.seeding.sent(connection, piece, count, now)
             self.reveal()
 
     def satisfied(self) -> bool:
         """Whether this item, complete here, has been served as much as the limits ask for."""
-        served = self.shared.served.get(self.ref.info_hash)
-        layout = self.reader.layout
-        if self.download is not None or served is None or layout is None:
-            return False
-        seconds = trio.current_time() - served.since
-        return self.shared.limits.seeded_enough(served.bytes, layout.length, seconds)
+        return self.download is None and self.shared.satisfied(self.ref.info_hash, trio.current_time())
 
     # -- metadata --------------------------------------------------------------------------------
 
     def _on_info_request(self, connection: Connection, event: m.InfoRequest) -> None:
-        info = self.reader.info or b""
-        data = info[event.offset : event.offset + m.MAX_CHUNK_BYTES]
-        if info and not data:
+        length = len(self.reader.info or b"")
+        if length and event.offset >= length:
             raise RemoteProtocolError("the info dictionary was asked for beyond its end")
-        self._count_metadata(connection, len(data))
-        answer = connection.session.info(event.offset, len(info), data, trio.current_time())
-        connection.send(answer)
+
+        def answer() -> int:
+            info = self.reader.info or b""
+            data, now = _chunk(info, event.offset), trio.current_time()
+            connection.send(connection.session.info(event.offset, len(info), data, now))
+            return len(data)
+
+        self._serve_metadata(connection, min(length - event.offset, m.MAX_CHUNK_BYTES), answer)
 
     def _on_layer_request(self, connection: Connection, event: m.LayerRequest) -> None:
-        layer = self._layer(event.file)
-        data = layer[event.offset : event.offset + m.MAX_CHUNK_BYTES]
-        if layer and not data:
+        length = len(self._layer(event.file))
+        if length and event.offset >= length:
             raise RemoteProtocolError("a piece layer was asked for beyond its end")
-        self._count_metadata(connection, len(data))
-        now = trio.current_time()
-        connection.send(connection.session.layer(event.file, event.offset, len(layer), data, now))
 
-    def _count_metadata(self, connection: Connection, count: int) -> None:
-        if not count:  # not here yet
+        def answer() -> int:  # which may wait: then it holds no bytes
+            layer = self._layer(event.file)
+            data, now = _chunk(layer, event.offset), trio.current_time()
+            connection.send(connection.session.layer(event.file, event.offset, len(layer), data, now))
+            return len(data)
+
+        self._serve_metadata(connection, min(length - event.offset, m.MAX_CHUNK_BYTES), answer)
+
+    def _serve_metadata(self, connection: Connection, count: int, answer: Callable[[], int]) -> None:
+        if count <= 0:  # not here yet
+            answer()
             return
         connection.metadata_bytes += count
         if connection.metadata_bytes > METADATA_TIMES * self._metadata_length():
             raise RemoteProtocolError("the same metadata was asked for again and again")
-        limit, now = self.shared.up_limit, trio.current_time()
-        # Blocks wait for what it takes. It does not wait itself, so it must not run the bucket into debt: new
-        # sessions would keep those blocks waiting for ever.
-        if limit.available(connection.node_id, now) > 0:
-            limit.take(connection.node_id, count, now)
+        self.shared.metadata.ask(connection, answer)
 
     def _metadata_length(self) -> int:
         layout = self.reader.layout
-        layers = 0 if layout is None else sum(layout.files[file].pieces for file in layout.layered())
-        return len(self.reader.info or b"") + layers * HASH_BYTES
+        if self._layer_bytes is None and layout is not None:  # not anew for every chunk that is served
+            self._layer_bytes = HASH_BYTES * sum(layout.files[file].pieces for file in layout.layered())
+        return len(self.reader.info or b"") + (self._layer_bytes or 0)
 
     def _layer(self, file: int) -> bytes:
         if self.reader.layout is None or (self.download is not None and not self.download.has_layer(file)):
@@ -423,6 +451,10 @@ class Item:
                 continue
             elif not connection.session.peer_interested and now - connection.interest_since > USELESS_S:
                 connection.end(m.BYE_DONE)
+
+
+def _chunk(metadata: bytes, offset: int) -> bytes:
+    return metadata[offset : offset + m.MAX_CHUNK_BYTES]
 
 
 def candidate(connection: Connection, now: float) -> Candidate[Connection]:

@@ -3,12 +3,16 @@
 Owns: `SwarmLimits` and its checks. Does not own: enforcing them (`core.limiter`, `net.item`, `net.swarm`).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from paris_p2p.errors import ConfigError
+from paris_p2p.ids import NodeId
 
 DEFAULT_MAX_PEERS = 40
 YIELDED_UP_BYTES_PER_S = 256 * 1024
+TAKERS_TOGETHER = 8
+"""Peers that copy an item together give each other most of it: who took an eighth here is one of them."""
+MAX_TAKERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class SwarmLimits:
 
     `max_peers`: sessions an item; `seed_ratio`, `seed_time_s`: a complete item is served until that many
     times its length was uploaded, or for so long, whichever comes first (None, None: for ever), counted
-    since it was completed or first asked for in this process; `yielded_up_bytes_per_s`: all uploads
+    since it was completed or first asked for in this process, and not for what the node must keep
+    (`Swarm.keep_serving`); `yielded_up_bytes_per_s`: all uploads
     together while they yield to training.
     """
 
@@ -32,10 +37,10 @@ class SwarmLimits:
     yielded_up_bytes_per_s: float = YIELDED_UP_BYTES_PER_S
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if value is not None and not value > 0:
-                raise ConfigError(f"the limit {field.name} must be above 0, it is {value}; omit it for none")
+                raise ConfigError(f"the limit {one.name} must be above 0, it is {value}; omit it for none")
 
     def up_now(self, yielding: bool) -> float | None:
         """The upload limit in force."""
@@ -51,7 +56,21 @@ class SwarmLimits:
 
 @dataclass(slots=True)
 class Served:
-    """What was uploaded of an item that is complete since `since` (monotonic seconds)."""
+    """What was uploaded of an item of `length` bytes that is complete since `since` (monotonic seconds)."""
 
     since: float
+    length: int
     bytes: int = 0
+    by_peer: dict[NodeId, int] = field(default_factory=dict)
+
+    def sent(self, node_id: NodeId, count: int) -> None:
+        """`count` bytes went to this peer."""
+        self.bytes += count
+        self.by_peer[node_id] = self.by_peer.pop(node_id, 0) + count
+        if len(self.by_peer) > MAX_TAKERS:
+            del self.by_peer[next(iter(self.by_peer))]
+
+    def takers(self) -> frozenset[NodeId]:
+        """Who took as much of it as one of a few who copy it together would."""
+        enough = self.length / TAKERS_TOGETHER
+        return frozenset(node_id for node_id, count in self.by_peer.items() if count >= enough)

@@ -23,11 +23,12 @@ from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint, chosen, dialable, is_tls, listen_endpoint, parse_endpoint
 from paris_p2p.net.circuits import Circuits
 from paris_p2p.net.raw import within
-from paris_p2p.net.reachability import FindHelpers, Reachability
+from paris_p2p.net.reachability import Chosen, FindHelpers, Reachability
 from paris_p2p.net.relay import RelayService
 from paris_p2p.net.tls import CONNECT_S, HANDSHAKE_S, TlsHost, can_connect, open_tls_host
 from paris_p2p.net.tls_stream import TlsStream
 from paris_p2p.net.transport import ByteStream, Peer, StreamHandler, unwrapped
+from paris_p2p.open_files import fitting
 from paris_p2p.wire.addresses import MAX_ADDRESSES
 from paris_p2p.wire.identity import Identity, peer_id_text
 from paris_p2p.wire.reach import circuit_relay, is_circuit
@@ -40,15 +41,19 @@ _log = logging.getLogger(__name__)
 DIRECT_FIRST_S = 1.5  # a peer that names a relay can rarely be dialled: it is on our local network, or not
 DISTRUST_S = 30.0  # an address that failed is tried after all others for so long
 MAX_DISTRUSTED = 1000
+MAX_KNOCKS = 256  # at once
+KNOCKED_S = 0.3  # for a peer's other addresses once one has answered
 
 
 @dataclass(frozen=True, slots=True)
 class ReachOptions:
     """How a node helps others to be reached, and gets help. `find_helpers` None: it looks for none itself;
-    `relay`: what it relays for others, None for nothing (it dials back all the same)."""
+    `relay`: what it relays for others, None for nothing (it dials back all the same); `chosen`: where helpers
+    are that the operator chose, who are believed before all others."""
 
     find_helpers: FindHelpers | None
     relay: RelayBudget | None
+    chosen: Chosen | None = None
 
 
 class MultiNetwork:
@@ -70,6 +75,7 @@ class MultiNetwork:
         self._stopping = trio.Event()
         self._handler: StreamHandler | None = None
         self._distrusted: dict[str, float] = {}  # address -> when it failed
+        self._knocking = trio.CapacityLimiter(fitting(MAX_KNOCKS))
 
     @property
     def node_id(self) -> NodeId:
@@ -104,9 +110,14 @@ class MultiNetwork:
 
     # -- dialling --------------------------------------------------------------------------------
 
-    async def dial(self, peer: Peer) -> ByteStream:
+    async def dial(self, peer: Peer, *, knock_s: float | None = None) -> ByteStream:
         """TLS first, relays next, then libp2p, what failed lately last."""
         addresses = peer.addresses[:MAX_ADDRESSES]
+        if knock_s is not None and addresses:
+            addresses = await self._answering(addresses, knock_s)
+            if not addresses:
+                reason = f"no address answers within {knock_s:.1f} s"
+                raise TransportError(f"cannot reach {peer_id_text(peer.node_id)}: {reason}")
         now = trio.current_time()
         direct = [text for text in addresses if is_tls(text)]
         circuits = [text for text in addresses if is_circuit(text)]
@@ -125,6 +136,26 @@ class MultiNetwork:
         if stream is None:
             raise TransportError(f"cannot reach {peer_id_text(peer.node_id)}: {'; '.join(reasons)}")
         return stream
+
+    async def _answering(self, addresses: Sequence[str], knock_s: float) -> tuple[str, ...]:
+        """Those where somebody accepts connections, with what cannot be told of. All are tried at once: who
+        announces many dead addresses costs no more time than with one."""
+        there: list[str] = []
+
+        async def knock(text: str, endpoint: Endpoint, scope: trio.CancelScope) -> None:
+            async with self._knocking:
+                if await can_connect(endpoint, knock_s):
+                    there.append(text)
+                    scope.deadline = min(scope.deadline, trio.current_time() + KNOCKED_S)
+
+        async with trio.open_nursery() as nursery:
+            for text in addresses:
+                endpoint = parse_endpoint(circuit_relay(text) if is_circuit(text) else text)
+                if endpoint is None:
+                    there.append(text)
+                else:
+                    nursery.start_soon(knock, text, endpoint, nursery.cancel_scope)
+        return tuple(text for text in addresses if text in there)
 
     async def _try_circuits(
         self, node_id: NodeId, texts: Sequence[str], reasons: list[str]
@@ -181,10 +212,10 @@ class MultiNetwork:
     async def _try_libp2p(self, peer: Peer, reasons: list[str]) -> ByteStream | None:
         if not peer.addresses or not await self._worth_loading(peer.addresses, reasons):
             return None
-        host = await self.load_libp2p()
         try:
+            host = await self.load_libp2p()
             return await host.dial(peer)
-        except TransportError as error:
+        except (TransportError, OSError) as error:  # also when no more files can be opened to load it
             reasons.append(str(error))
             return None
 
@@ -264,7 +295,7 @@ async def open_network(
                 if reach is not None:
                     network.help_others(reach.relay)
                 if reach is not None and reach.find_helpers is not None:
-                    nursery.start_soon(network.reachability.run, reach.find_helpers)
+                    nursery.start_soon(network.reachability.run, reach.find_helpers, reach.chosen)
                 yield network
             finally:
                 network.stop()

@@ -31,9 +31,10 @@ async def connect(
     endpoint: Endpoint, timeout_s: float, local: tuple[str, int] | None = None
 ) -> socket.socket:
     """A connection to `endpoint`, from the address and port `local` if given. Raises `TransportError`."""
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    sock: socket.socket | None = None
     connected = False
     try:
+        sock = socket.socket(endpoint.family, socket.SOCK_STREAM)  # fails when no more files can be opened
         tune(sock)
         if local is not None:
             sock.bind(local)
@@ -51,7 +52,7 @@ async def connect(
     except OSError as error:
         raise TransportError(error.strerror or str(error)) from None
     finally:
-        if not connected:
+        if not connected and sock is not None:
             sock.close()
     return sock
 

@@ -7,15 +7,17 @@ the DHT (the programs).
 
 import ipaddress
 import logging
+import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Literal
 
 import trio
 
 from paris_p2p.errors import ParisError, TransportError
 from paris_p2p.net.addresses import Endpoint, dialable, parse_endpoint
+from paris_p2p.net.arrivals import site
 from paris_p2p.net.circuits import PROBE_S, Circuits
 from paris_p2p.net.tls import TlsHost
 from paris_p2p.net.tls_stream import PUNCHED
@@ -31,13 +33,17 @@ by reservations at relays; `punched`: the same, and the last session by way of o
 `outbound-only`: nobody can dial us; `unknown`: nobody could be asked."""
 
 FindHelpers = Callable[[], Awaitable[Sequence[Peer]]]
-"""Public nodes with a TLS address, which dial back and may relay."""
+"""Public nodes with a TLS address, which dial back and may relay: anybody can say that of itself."""
+Chosen = Callable[[], Awaitable[Collection[Endpoint]]]
+"""Where helpers are that the operator chose, as by choosing bootstrap nodes."""
 
-MAX_HELPERS_ASKED = 3
+MAX_CHOSEN_ASKED = 3
+MAX_HELPERS_ASKED = 3  # of strangers: each from another site
 RELAYS = 2
 FIRST_LOOK_S = 1.0
 LOOK_S = 10.0  # while it is not known, or no relay is found
 RELOOK_S = 300.0
+TOLD_S = 1800.0  # what a chosen helper said so long ago is not overturned by what strangers say
 RETRY_S = 5.0  # a relay that refused, or lost us
 MAX_RETRY_S = 120.0
 PAUSE_S = 2.0  # before another takes its place: those it had do not all come at once
@@ -54,6 +60,9 @@ class Reachability:
         self._peer_id = peer_id
         self._rng = rng
         self._dialable: bool | None = None
+        self._chosen: dict[str, Endpoint] = {}  # host -> where its helper should be
+        self._told: float | None = None  # when a chosen helper last said whether we can be dialled
+        self._looked = -math.inf  # when the last look ended
         self._mapped: str | None = None
         self._reserved: dict[str, str] = {}  # relay -> our address through it
         self._failed: dict[str, tuple[int, float]] = {}  # relay -> how often in a row, not before
@@ -69,19 +78,27 @@ class Reachability:
         return "unknown" if self._dialable is None else "outbound-only"
 
     @property
+    def certain(self) -> bool:
+        """Whether the state is more than what strangers say: they may lie about who cannot be dialled."""
+        return self._told is not None
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Where others reach us besides, or instead of, where we listen."""
         if self._dialable:
             return () if self._mapped is None else (self._mapped,)
         return tuple(self._reserved.values())
 
-    async def run(self, find_helpers: FindHelpers) -> None:
-        """Until cancelled."""
+    async def run(self, find_helpers: FindHelpers, chosen: Chosen | None = None) -> None:
+        """Until cancelled. Helpers at the hosts that `chosen` names decide; strangers do where they are
+        silent."""
         async with trio.open_nursery() as nursery:
             holding: dict[str, trio.CancelScope] = {}
             look_at = trio.current_time() + FIRST_LOOK_S
             await trio.sleep_until(look_at)
             while True:
+                if chosen is not None:
+                    self._chosen = {endpoint.host: endpoint for endpoint in await chosen()}
                 helpers = await self._find(find_helpers)
                 if trio.current_time() >= look_at:
                     await self._look(helpers)
@@ -114,39 +131,88 @@ class Reachability:
             tls = [endpoint for endpoint in endpoints if endpoint is not None and endpoint.tls]
             tls.sort(key=lambda endpoint: endpoint.family not in ours)
             usable += [(peer, endpoint) for endpoint in tls[:1]]
-        self._rng.shuffle(usable)
-        return usable
+        return self._in_order(usable)
+
+    def _in_order(self, helpers: list[tuple[Peer, Endpoint]]) -> list[tuple[Peer, Endpoint]]:
+        """By chance, but first a chosen one, and one of each site before the second of any: keys are free."""
+        self._rng.shuffle(helpers)
+        first = next((helper for helper in helpers if helper[1].host in self._chosen), None)
+        seen: Counter[str] = Counter()
+        ranks = []
+        for helper in helpers:
+            seen[site(helper[1].host)] += 1
+            ranks.append(0 if helper is first else seen[site(helper[1].host)])
+        order = sorted(range(len(helpers)), key=lambda index: ranks[index])
+        return [helpers[index] for index in order]
 
     # -- can we be dialled? ----------------------------------------------------------------------
 
     async def _look(self, helpers: Sequence[tuple[Peer, Endpoint]]) -> None:
-        """The majority of the helpers that tried decides: one of them may lie."""
-        answers: list[Answer] = []
+        answers: list[tuple[Endpoint, Answer]] = []
 
         async def ask(helper: Endpoint, port: int) -> None:
             try:
-                answers.append(await self._circuits.probe(helper, port))
+                answers.append((helper, await self._circuits.probe(helper, port)))
             except TransportError as error:
                 _log.debug("asking to be dialled back: %s", error)
 
+        began = trio.current_time()
         with trio.move_on_after(2 * PROBE_S):
             async with trio.open_nursery() as nursery:
-                for _, helper in helpers[:MAX_HELPERS_ASKED]:
+                for helper in self._whom_to_ask(helpers):
                     own = [e.port for e in self._host.endpoints if e.family == helper.family]
                     if own:
                         nursery.start_soon(ask, helper, own[0])
-        tried = [answer for answer in answers if answer.status in (Status.OK, Status.UNREACHABLE)]
-        reached = [answer for answer in tried if answer.status is Status.OK]
-        if tried:
-            self._dialable = 2 * len(reached) >= len(tried)
-            self._mapped = self._mapping(reached)
-            _log.debug("reachability: %s", self.state)  # an event tells people
+        self._judge(answers, began)
+        _log.debug("reachability: %s", self.state)  # an event tells people
 
-    def _mapping(self, reached: Sequence[Answer]) -> str | None:
-        """Where most of those who reached us, by IPv4 or else by IPv6, saw us, when that is no address of
-        ours: a router forwards it."""
+    def _whom_to_ask(self, helpers: Sequence[tuple[Peer, Endpoint]]) -> list[Endpoint]:
+        """The chosen ones, where they should be and where else they say they are, and some strangers: a
+        place has one voice, whatever keys it has."""
+        chosen = list(self._chosen.values())
+        self._rng.shuffle(chosen)
+        del chosen[MAX_CHOSEN_ASKED:]
+        strangers: dict[str, Endpoint] = {}
+        for _, helper in helpers:
+            if helper.host not in self._chosen:
+                strangers.setdefault(site(helper.host), helper)
+            elif len(chosen) < 2 * MAX_CHOSEN_ASKED and helper not in chosen:
+                chosen.append(helper)
+        return chosen + list(strangers.values())[:MAX_HELPERS_ASKED]
+
+    def _judge(self, answers: Sequence[tuple[Endpoint, Answer]], began: float) -> None:
+        """Who came from outside since the last look proves that we can be dialled. Else most of the chosen
+        helpers decide; and most of the strangers while none of those has been heard of for long."""
+        own = [endpoint.host for endpoint in dialable(self._host.endpoints)]
+        arrivals, since = self._host.arrivals, self._looked
+        proven = {v6: arrivals.outside(own, since, ipv6=v6) for v6 in (False, True)}
+        self._looked = trio.current_time()
+        tried = [(h, a) for h, a in answers if a.status in (Status.OK, Status.UNREACHABLE)]
+        heard = [(h, a) for h, a in tried if h.host in self._chosen]
+        if heard:
+            self._told = trio.current_time()
+        elif self._told is not None and trio.current_time() - self._told < TOLD_S:
+            tried = []
+        else:
+            self._told = None
+            tried = [(h, a) for h, a in tried if a.status is not Status.OK or self._came(h, began)]
+        votes = [proven[":" in h.host] or a.status is Status.OK for h, a in heard or tried]
+        if votes:
+            self._dialable = 2 * sum(votes) >= len(votes)
+            reached = [a for _, a in tried if a.status is Status.OK]
+            self._mapped = self._mapping([a for _, a in heard] or reached)
+        elif any(proven.values()):
+            self._dialable = True
+
+    def _came(self, helper: Endpoint, began: float) -> bool:
+        """Whether the stranger who says that it got through did, as far as we can see."""
+        return self._host.arrivals.came(helper.host, began)
+
+    def _mapping(self, answers: Sequence[Answer]) -> str | None:
+        """Where most of these, by IPv4 or else by IPv6, saw us, when that is no address of ours: a router
+        forwards it."""
         for colon in (False, True):
-            seen = [self._seen_at(answer) for answer in reached if (":" in answer.host) == colon]
+            seen = [self._seen_at(answer) for answer in answers if (":" in answer.host) == colon]
             if seen:
                 text, votes = Counter(seen).most_common(1)[0]
                 if text is not None and 2 * votes > len(seen):

@@ -21,6 +21,7 @@ from paris_p2p.errors import ParisError, RemoteProtocolError, TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
 from paris_p2p.net.raw import ASK_S, close, receive_exactly, receive_into, seen_from, send_all, within
+from paris_p2p.open_files import fitting
 from paris_p2p.wire import reach
 from paris_p2p.wire.identity import peer_id_text, verify
 from paris_p2p.wire.reach import Answer, Ask, Opening, Status
@@ -58,7 +59,6 @@ class _Meeting:
     """A dialler waits here until the dialled node brings the token."""
 
     target: NodeId
-    dialler: Endpoint
     came: trio.Event
     over: trio.Event
     sock: socket.socket | None = None
@@ -73,7 +73,7 @@ class RelayService:
         self._dial_back = dial_back
         self.relays = budget is not None
         self.ledger = RelayLedger(budget or RelayBudget(), trio.current_time())
-        self._callers = Quota(MAX_CALLERS, MAX_CALLERS_PER_HOST)
+        self._callers = Quota(fitting(MAX_CALLERS), MAX_CALLERS_PER_HOST)
         self._reserved: dict[NodeId, _Reservation] = {}
         self._meetings: dict[bytes, _Meeting] = {}
 
@@ -206,7 +206,7 @@ class RelayService:
 
     async def _meet(self, reservation: _Reservation, sock: socket.socket, caller: Endpoint) -> None:
         token = os.urandom(reach.TOKEN_BYTES)
-        meeting = _Meeting(reservation.node_id, caller, trio.Event(), trio.Event())
+        meeting = _Meeting(reservation.node_id, trio.Event(), trio.Event())
         self._meetings[token] = meeting
         try:
             with trio.move_on_after(MEET_S):

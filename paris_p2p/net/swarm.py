@@ -6,15 +6,15 @@ Does not own: one item's exchange (`net.item`, `net.download`), streams (`net.mu
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from paris_p2p.core.choker import Choker
+from paris_p2p.core.rate import Rates
 from paris_p2p.core.session import Session
 from paris_p2p.core.visits import Visit, Visits
 from paris_p2p.errors import ParisError, RemoteProtocolError, StoreError, TransportError
@@ -50,17 +50,6 @@ RECHOKE_S = 0.1  # it looks at every session: a flood of changes must not set it
 SHUTDOWN_S = 3.0
 FEATURES = (m.IGNORE_UNKNOWN,)
 NO_LIMITS = SwarmLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Payload bytes (blocks) of all items: smoothed rates and totals. `peers`: connected now."""
-
-    up_bytes_per_s: float
-    down_bytes_per_s: float
-    peers: int
-    up_bytes: int
-    down_bytes: int
 
 
 class Swarm:
@@ -107,11 +96,9 @@ class Swarm:
 
     def rates(self) -> Rates:
         """What passes through this node now, and did so far."""
-        now, shared = trio.current_time(), self._shared
+        now, up, down = trio.current_time(), self._shared.up, self._shared.down
         peers = {node_id for item in self._items.values() for node_id in item.connections}
-        return Rates(
-            shared.up.rate(now), shared.down.rate(now), len(peers), shared.up.total, shared.down.total
-        )
+        return Rates(up.rate(now), down.rate(now), len(peers), up.total, down.total)
 
     def fetching(self) -> frozenset[InfoHash]:
         """The items being fetched, which are served too as far as they are here. From any thread."""
@@ -124,17 +111,34 @@ class Swarm:
     def seeded_enough(self, info_hash: InfoHash, length: int) -> bool:
         """Whether the complete item, of `length` bytes, was served as much as the limits ask for; counted
         from the first call, if nobody asked for the item before."""
-        now = trio.current_time()
-        served = self._shared.served.setdefault(info_hash, Served(now))
-        return self._shared.limits.seeded_enough(served.bytes, length, now - served.since)
+        self._shared.served.setdefault(info_hash, Served(trio.current_time(), length))
+        return self.refuses(info_hash)
+
+    def refuses(self, info_hash: InfoHash) -> bool:
+        """Whether the complete item, though here, is not served any longer: the limits ask for no more."""
+        return self._shared.satisfied(info_hash, trio.current_time())
+
+    def takers(self, info_hash: InfoHash) -> frozenset[NodeId]:
+        """Who took a good part of the complete item from here, in this process: that they have it need not
+        be believed."""
+        served = self._shared.served.get(info_hash)
+        return frozenset() if served is None else served.takers()
+
+    def keep_serving(self, must_serve: Callable[[], Container[InfoHash]]) -> None:
+        """What `must_serve` gives, each time it is asked, is served whatever ratio and time say."""
+        self._shared.must_serve = must_serve
+
+    def prefer(self, whom: Callable[[], Iterable[NodeId]]) -> None:
+        """Those that `whom` gives, each time it is asked, are dialled before strangers."""
+        self._shared.preferred = whom
 
     def set_limits(self, limits: SwarmLimits) -> None:
         """New limits from now on; transfers under way go on within them."""
         self._shared.apply_limits(limits, yielding=self._yielding)
 
     def yield_uploads(self, yielding: bool) -> None:
-        """While True all uploads together keep to `SwarmLimits.yielded_up_bytes_per_s`: the trainer waits for
-        its input, and serving must not take its disk and CPU."""
+        """While True all uploads together keep to `SwarmLimits.yielded_up_bytes_per_s`: serving was seen to
+        slow the trainer down, or to make it wait for its input (`core.yielding`)."""
         self._yielding = yielding
         self._shared.apply_limits(self._shared.limits, yielding=yielding)
 
@@ -149,7 +153,7 @@ class Swarm:
     ) -> Path:
         """The folder of the item's files, fetched if need be; several callers share one download.
 
-        `peers`: sources to try besides those that `find_peers` names. When the last caller is cancelled
+        `peers`: sources to try before those that `find_peers` names. When the last caller is cancelled
         the download stops; what is verified stays and is not fetched again. `priority`: while a fetch of
         higher priority gets on, those of lower priority ask for nothing new; above 0 it starts at once.
         Raises `TransportError` when no source delivers for `stall_timeout_s` seconds, `StoreError`.
@@ -194,7 +198,7 @@ class Swarm:
         try:
             item.download = job.download = Download(item, partial, self._rng, priority=job.priority)
             self._shared.downloads.append(job.download)
-            job.download.sources.add(job.hints)
+            job.download.sources.add(job.hints, chosen=True)
             self._items[job.ref.info_hash] = item
             discovery = Discovery(item, job.download, self._find_peers, self._connect)
             async with trio.open_nursery() as nursery:
@@ -217,9 +221,9 @@ class Swarm:
 
     # -- sessions --------------------------------------------------------------------------------
 
-    async def _connect(self, item: Item, peer: Peer) -> None:
+    async def _connect(self, item: Item, peer: Peer, knock_s: float | None) -> None:
         """Opens a session about `item`. Raises `TransportError`."""
-        await self._open_session(item, peer, await self._network.dial(peer))
+        await self._open_session(item, peer, await self._network.dial(peer, knock_s=knock_s))
 
     async def _open_session(
         self, item: Item, peer: Peer, stream: ByteStream, *, serving: bool = False
@@ -458,6 +462,7 @@ async def swarm_over(
             swarm = Swarm(network, store, find_peers, rng, nursery, blocking or InThreads(), limits)
             nursery.start_soon(swarm.housekeep)
             nursery.start_soon(swarm._rechoking.run)
+            nursery.start_soon(swarm._shared.metadata.run)
             network.serve(swarm._accept)
             try:
                 yield swarm

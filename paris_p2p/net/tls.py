@@ -23,14 +23,16 @@ import trio
 
 from paris_p2p.clock import unix
 from paris_p2p.core.visits import Visit, Visits
-from paris_p2p.errors import NetworkError, ParisError, TransportError
+from paris_p2p.errors import ParisError, TransportError
 from paris_p2p.ids import NodeId
-from paris_p2p.net.addresses import Endpoint, bind, place_of
+from paris_p2p.net.addresses import Endpoint, bind, cannot_listen, open_socket, place_of
+from paris_p2p.net.arrivals import Arrivals
 from paris_p2p.net.certificates import load_into, make_certificate, owner_of
 from paris_p2p.net.memory import keep_freed_memory
 from paris_p2p.net.raw import connect
 from paris_p2p.net.tls_stream import ALPN, DIRECT, NOT_SENT_BYTES, SOCKET_BYTES, TlsStream
 from paris_p2p.net.transport import StreamHandler, unwrapped
+from paris_p2p.open_files import fitting
 from paris_p2p.wire.identity import NODE_ID_BYTES, SIGNATURE_BYTES, Identity, peer_id_text, verify
 
 _log = logging.getLogger(__name__)
@@ -66,13 +68,16 @@ class TlsHost:
         self._certificate = b""
         self._handler: StreamHandler | None = None
         self._half_open: dict[trio.CancelScope, str] = {}  # in order of arrival -> place
-        self._connections = Visits(MAX_CONNECTIONS, MAX_PER_PEER, MAX_PER_PLACE)
+        most = fitting(MAX_CONNECTIONS)
+        self._connections = Visits(most, MAX_PER_PEER, min(MAX_PER_PLACE, max(most // 2, 1)))
         self.endpoints: list[Endpoint] = []
         """Where this host listens, with real ports."""
         self.divert: Callable[[socket.socket], Awaitable[None]] | None = None
         """Takes the inbound connections that do not begin with a TLS record."""
         self.last_path = DIRECT
         """How the last connection got through that could not be dialled or accepted plainly."""
+        self.arrivals = Arrivals()
+        """Where those came from who connected to where this host listens."""
 
     def serve(self, handler: StreamHandler) -> None:
         """Runs `handler` for each connection of an authenticated peer."""
@@ -86,8 +91,12 @@ class TlsHost:
 
     async def adopt(self, sock: socket.socket, node_id: NodeId, path: str) -> TlsStream:
         """Makes `sock`, connected by whatever way, such a connection; closes it if that fails."""
-        _tune(sock)
-        stream = TlsStream(sock, self._client, False, self._scratch)
+        try:
+            _tune(sock)
+            stream = TlsStream(sock, self._client, False, self._scratch)
+        except OSError as error:
+            sock.close()
+            raise TransportError(error.strerror or str(error)) from None
         stream.path = path
         try:
             with trio.fail_after(HANDSHAKE_S):
@@ -122,13 +131,14 @@ class TlsHost:
         while True:
             await trio.lowlevel.wait_readable(listener.fileno())
             try:
-                sock, _ = listener.accept()
+                sock, address = listener.accept()
             except BlockingIOError:
                 continue
             except OSError as error:  # the caller hung up, or no more files can be opened
                 _log.debug("accepting failed: %s", error)
                 await trio.sleep(_ACCEPT_AGAIN_S)
                 continue
+            self.arrivals.note(str(address[0]), trio.current_time())
             nursery.start_soon(self._arrived, sock)
 
     async def _arrived(self, sock: socket.socket) -> None:
@@ -177,7 +187,7 @@ class TlsHost:
 
     @contextmanager
     def _as_half_open(self, scope: trio.CancelScope, place: str) -> Iterator[None]:
-        if len(self._half_open) >= MAX_HALF_OPEN:
+        if len(self._half_open) >= fitting(MAX_HALF_OPEN):
             crowded = Counter(self._half_open.values()).most_common(1)[0][0]
             oldest = next(other for other, theirs in self._half_open.items() if theirs == crowded)
             del self._half_open[oldest]
@@ -240,19 +250,18 @@ def _tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
 
-async def can_connect(endpoint: Endpoint) -> bool:
+async def can_connect(endpoint: Endpoint, timeout_s: float = CONNECT_S) -> bool:
     """Whether anything listens there."""
     try:
-        (await connect(endpoint, CONNECT_S)).close()
+        (await connect(endpoint, timeout_s)).close()
     except TransportError:
         return False
     return True
 
 
 def _listen(endpoint: Endpoint) -> socket.socket:
-    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    sock = open_socket(endpoint)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if endpoint.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bind(sock, endpoint)
@@ -260,7 +269,7 @@ def _listen(endpoint: Endpoint) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise NetworkError(f"cannot listen on {endpoint.text()}: {error.strerror or error}") from None
+        raise cannot_listen(endpoint, error) from None
     except BaseException:
         sock.close()
         raise

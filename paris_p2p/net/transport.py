@@ -88,8 +88,9 @@ class Network(Protocol):
     def addresses(self) -> tuple[str, ...]:
         """Where we can be dialled."""
 
-    async def dial(self, peer: Peer) -> ByteStream:
-        """A new stream to `peer`, bounded in time. Raises `TransportError`."""
+    async def dial(self, peer: Peer, *, knock_s: float | None = None) -> ByteStream:
+        """A new stream to `peer`, bounded in time; with `knock_s` only to those of its addresses where
+        somebody answers within so many seconds. Raises `TransportError`."""
 
     def serve(self, handler: StreamHandler) -> None:
         """Runs `handler` for each stream that a peer opens."""

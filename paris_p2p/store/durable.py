@@ -14,6 +14,24 @@ from pathlib import Path
 from paris_p2p.errors import DiskFullError, StoreError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_OURS = "check who owns it and its permissions, or choose another folder"
+_IN_THE_WAY = "a file is where a folder should be: move it away, or choose another folder"
+_REMEDIES = {
+    errno.EACCES: _NOT_OURS,
+    errno.EPERM: _NOT_OURS,
+    errno.EROFS: "it cannot be written to: choose a folder on another disk",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: "a folder is where a file should be: move it away, or choose another name",
+    errno.ENOENT: "something is missing there: check the path, and that the disk is mounted",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "too many files are open: raise the limit (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.EIO: "the disk may be failing: look at the system's log, and keep a copy of what is on it",
+    errno.ESTALE: "the disk went away: mount it again",
+}
+"""What the operator can do about a refusal; for any other: `_LOOK`."""
+_LOOK = "check that the folder exists, is yours, and its disk works"
 _PARTS_AT_ONCE = 512  # Linux takes 1024
 
 
@@ -28,7 +46,8 @@ def disk(doing: str, folder: Path, needed: int = 0) -> Iterator[None]:
             wanted = f"{needed} bytes do not fit" if needed else "nothing more fits"
             message = f"disk full while {doing}: {wanted} under {folder}; free some space"
             raise DiskFullError(message) from error
-        raise StoreError(f"{doing} in {folder} failed: {error}") from error
+        remedy = _REMEDIES.get(error.errno or 0, _LOOK)
+        raise StoreError(f"{doing} in {folder} failed: {error}; {remedy}") from error
 
 
 def sync_path(path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from paris_p2p.store.hashing import SourceFile
 
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP}
+_CANNOT_LINK = {
+    *(errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK),
+    *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),  # one thing said in three ways
+}
 
 
 def allocated(folder: Path) -> int:
@@ -51,6 +54,16 @@ def link_tree(source: Path, target: Path) -> bool:
             if not link(Path(parent, name), below / name):
                 return False
     return True
+
+
+def share_tree(source: Path, target: Path) -> None:
+    """Give every regular file below `source` a second name below `target`, or a copy where that cannot be.
+    Symbolic links are left out: they would dangle when `source` goes."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(str(path), str(place))
 
 
 def bring(file: SourceFile, target: Path, *, share: bool) -> SourceFile:

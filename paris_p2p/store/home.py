@@ -36,7 +36,6 @@ class Context(TypedDict, total=False):
 
     bootstrap: list[str]
     run_id: str
-    run_name: str
     model: str
 
 
@@ -187,7 +186,7 @@ def _context(plain: object) -> Context:
     if not isinstance(plain, dict):
         raise ValueError("it is not a JSON object")
     context = Context()
-    for name in ("run_id", "run_name", "model"):
+    for name in ("run_id", "model"):
         if name in plain:
             if not isinstance(plain[name], str):
                 raise ValueError(f"{name} is not text")

@@ -14,7 +14,6 @@ would dangle when the store is emptied. A network's config comes from the manife
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,8 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from paris_p2p.errors import IncompleteError, StoreError
+from paris_p2p.errors import ConfigError, IncompleteError, StoreError
 from paris_p2p.ids import ROUTER, Role
+from paris_p2p.store.durable import disk
+from paris_p2p.store.files import link_or_copy, share_tree
 from paris_p2p.wire.canonical import to_plain
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, Manifest, SignedManifest
@@ -76,7 +77,7 @@ def write_model_folder(
     `weights`: for each role there is, the folder of its verified weights item; `components`: likewise for
     each of the manifest's components; `statements`: the checkpoint each of the `weights` is. Roles
     without weights are listed as missing. Raises `IncompleteError` when a component or every expert is
-    missing, `StoreError` when the disk refuses or `out` holds something that is not a model.
+    missing, `ConfigError` when `out` holds something that is not a model, `StoreError` when the disk refuses.
     """
     manifest = signed.manifest
     absent = sorted(manifest.components.keys() - components.keys())
@@ -102,10 +103,11 @@ def write_model_folder(
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises `StoreError` when `out` holds something that is not a model, which one must not replace."""
-    if not out.exists() or (out.is_dir() and ((out / INDEX_NAME).exists() or not any(out.iterdir()))):
-        return
-    raise StoreError(f"{out} exists and is not a model: name another folder with --out")
+    """Raises `ConfigError` when `out` holds something that is not a model, which one must not replace."""
+    with disk("looking at what is there", out):
+        if not out.exists() or (out.is_dir() and ((out / INDEX_NAME).exists() or not any(out.iterdir()))):
+            return
+    raise ConfigError(f"{out} exists and is not a model: name another folder with --out")
 
 
 def _fill(
@@ -119,11 +121,11 @@ def _fill(
     for role, item in weights.items():
         folder = new / part_name(role)
         folder.mkdir()
-        _link(item / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+        link_or_copy(str(item / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
         architecture = manifest.architecture(role, statements[role].variant)
         _write_json(folder / CONFIG_NAME, _network_config(architecture))
     for name in manifest.components:
-        _link_tree(components[name], new / name)
+        share_tree(components[name], new / name)
     class_name, config = SCHEDULERS[manifest.recipe.sampling.scheduler]
     (new / "scheduler").mkdir()
     _write_json(new / "scheduler" / "scheduler_config.json", {**_header(class_name), **config})
@@ -200,30 +202,27 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Every regular file below `source`; anything else an item cannot hold."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, place)
-
-
 def _swap(new: Path, out: Path) -> None:
-    """Put `new` at `out`. A model that was there moves aside first; a crash leaves one of them whole."""
+    """Put `new` at `out`. A model that was there moves aside first, and back when that fails; a crash leaves
+    one of them whole."""
     if not out.exists():
         new.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    old = aside / "model"
     try:
-        out.rename(old / "model")
+        out.rename(old)
         new.rename(out)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        _put_back(old, out)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(old: Path, out: Path) -> None:
+    if old.exists():
+        try:
+            old.rename(out)
+        except OSError as error:
+            raise OSError(f"{error}; the model that was there is whole, at {old}") from None

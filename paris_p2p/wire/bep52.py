@@ -12,6 +12,7 @@ has no pieces. Exactly one `info` is accepted for given name, piece length and f
 import bisect
 import functools
 import hashlib
+import re
 import unicodedata
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ MAX_PART_BYTES = 255
 """UTF-8 bytes of one path component: what common file systems take."""
 MAX_PATH_BYTES = 1024
 
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]"
+)  # not the joiners: words of some languages, and emoji, are written with them
 _DEVICES = {"con", "prn", "aux", "nul"} | {f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10)}
 
 
@@ -181,12 +185,13 @@ def part_fault(part: str) -> str | None:
     """Why `part` may not be a path component, or None.
 
     Refused: what leaves the folder or ends the name (`.`, `..`, separators, NUL), what another system
-    reads as something else (control characters, `:` as a stream or drive, device names, a trailing dot or
-    space, which Windows drops), and what file systems cannot store (too long, not UTF-8).
+    reads as something else (`:` as a stream or drive, device names, a trailing dot or space, which Windows
+    drops), what steers a terminal or cannot be seen there (control characters, those that turn the direction
+    of text, blanks without width), and what file systems cannot store (too long, not UTF-8).
     """
     if part in ("", ".", ".."):
         return "it is empty, '.' or '..'"
-    if any(character in part for character in "/\\:") or any(ord(character) < 32 for character in part):
+    if any(character in part for character in "/\\:") or _STEERING.search(part):
         return "it contains a separator, ':' or a control character"
     if part[-1] in ". " or part.split(".")[0].rstrip().lower() in _DEVICES:
         return "it ends in a dot or space, or is a device name on Windows"

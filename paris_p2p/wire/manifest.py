@@ -179,10 +179,14 @@ class Cluster:
     variants: tuple[int, ...] = canonical.optional(())
 
 
+MIN_LEASE_S = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
     """Seconds. A claim lives `ttl_s` unless renewed every `renew_s`; a bid waits `settle_s`; free or stale
-    roles are looked for every `poll_s`."""
+    roles are looked for every `poll_s`. None is below `MIN_LEASE_S`: at each of them every member reads or
+    writes records, so an organiser could make a run's members flood the network."""
 
     ttl_s: float
     renew_s: float
@@ -190,10 +194,12 @@ class LeaseTimes:
     poll_s: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.settle_s < self.ttl_s <= 3600 or not 0 < self.renew_s <= self.ttl_s / 2:
-            raise ValueError("lease times need 0 < settle_s < ttl_s <= 3600 and renew_s <= ttl_s / 2")
-        if not 0 < self.poll_s <= 3600:
-            raise ValueError("poll_s is out of range")
+        if not MIN_LEASE_S <= self.settle_s < self.ttl_s <= 3600:
+            raise ValueError(f"lease times need {MIN_LEASE_S} <= settle_s < ttl_s <= 3600")
+        if not MIN_LEASE_S <= self.renew_s <= self.ttl_s / 2:
+            raise ValueError(f"lease times need {MIN_LEASE_S} <= renew_s <= ttl_s / 2")
+        if not MIN_LEASE_S <= self.poll_s <= 3600:
+            raise ValueError(f"poll_s is not between {MIN_LEASE_S} and 3600")
 
 
 @dataclass(frozen=True, slots=True)

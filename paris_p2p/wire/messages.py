@@ -403,6 +403,14 @@ def encode(message: Control) -> bytes:
     return HEADER.pack(1 + len(payload), CONTROL) + payload
 
 
+# Messages without fields have one encoding each; looked up, a flood of them costs a fraction of decoding it.
+_BARE: dict[bytes, Control] = {
+    encode(message)[HEADER.size :]: message
+    for message in (Interested(), NotInterested(), Choke(), Unchoke(), KeepAlive())
+}
+_LONGEST_BARE = max(map(len, _BARE))
+
+
 def block_header(piece: PieceIndex, offset: int, length: int) -> bytes:
     """The bytes that precede a block's `length` data bytes (so that the data need not be copied)."""
     if not 1 <= length <= MAX_BLOCK_BYTES:
@@ -417,6 +425,9 @@ def encode_block(block: Block) -> bytes:
 
 def decode_control(payload: bytes) -> Control | Unknown:
     """The message in a frame of type `CONTROL`. Raises `RemoteProtocolError`."""
+    bare = _BARE.get(payload) if len(payload) <= _LONGEST_BARE else None
+    if bare is not None:
+        return bare
     frequent = _unpack_frequent(payload)
     if frequent is not None:
         return frequent

@@ -49,9 +49,10 @@ class RunRecord:
 class MemberRecord:
     """Kind `member`, scope run id: a node takes part in a run, and what it is doing.
 
-    `activity`: `joining`, `fetching`, `training`, `seeding`, `publishing`, `leaving`. `role` is empty when
-    it holds none. `step` of `total_steps` with training `loss` and `images_per_s`; rates in bytes/s. `reach`:
-    how others get through to it (`direct`, `mapped`, `punched`, `relayed`, `outbound-only`), empty: unknown.
+    `activity`: `joining`, `fetching`, `training`, `disk full` (it trains, and cannot keep its checkpoints),
+    `seeding`, `publishing`, `leaving`. `role` is empty when it holds none. `step` of `total_steps` with
+    training `loss` and `images_per_s`; rates in bytes/s. `reach`: how others get through to it (`direct`,
+    `mapped`, `punched`, `relayed`, `outbound-only`), empty: unknown.
     """
 
     addresses: tuple[str, ...]

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -180,13 +180,13 @@ class Worker:
                 nursery.start_soon(self._watch_output, output, sink)
 
     async def _watch_exit(self) -> None:
-        if sys.platform == "linux":
-            descriptor = os.pidfd_open(self.pid)
+        descriptor = _process_descriptor(self.pid)
+        if descriptor is not None:
             try:
                 await trio.lowlevel.wait_readable(descriptor)
             finally:
                 os.close(descriptor)
-        while self._process.poll() is None:  # without pidfd there is nothing to wait on
+        while self._process.poll() is None:  # without a descriptor there is nothing to wait on
             await trio.sleep(_POLL_S)
         self._exited.set()
 
@@ -203,21 +203,29 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(
-    module: str, *args: str, env: Mapping[str, str] | None = None, log_path: Path | None = None
-) -> AsyncIterator[Worker]:
-    """Run `python -m module args...` as a child with a link to us; it is gone when the block ends.
+async def open_worker(module: str, *, log_path: Path | None = None) -> AsyncIterator[Worker]:
+    """Run `python -m module` as a child with a link to us; it is gone when the block ends.
 
-    `env` is added to our environment. What the child prints (stdout and stderr) goes to `log_path`
-    (appended) or, without it, to a logger named after the module at DEBUG; its end is kept for `WorkerDied`.
+    What the child prints (stdout and stderr) goes to `log_path` (appended) or, without it, to a logger named
+    after the module at DEBUG; its end is kept for `WorkerDied`.
     The child is in a session of its own: Ctrl-C in the terminal reaches only us.
     """
-    ours, process = _start(module, args, env or {})
-    worker = Worker(module, process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    ours, process = _start(module)
     assert process.stdout is not None
-    output = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
-    process.stdout.close()
-    sink = log_path.open("ab", buffering=0) if log_path is not None else None
+    sink: BinaryIO | None = None
+    try:
+        sink = log_path.open("ab", buffering=0) if log_path is not None else None
+        output = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+    except OSError as error:
+        if sink is not None:
+            sink.close()
+        ours.close()
+        process.kill()
+        process.wait()
+        raise WorkerError(f"cannot start {module}: {error}") from error
+    finally:
+        process.stdout.close()
+    worker = Worker(module, process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
     try:
         async with output, open_inner_nursery() as nursery:
             nursery.start_soon(worker._watch, output, sink)
@@ -230,6 +238,16 @@ async def open_worker(
             sink.close()
 
 
+def _process_descriptor(pid: int) -> int | None:
+    """What becomes readable when the process ends; None where the system has, or gives, no such thing."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
 def _append(sink: BinaryIO, data: bytes) -> BinaryIO | None:
     """Write to a child's log; None when the disk refuses: the child's work is worth more than its log."""
     try:
@@ -240,22 +258,23 @@ def _append(sink: BinaryIO, data: bytes) -> BinaryIO | None:
     return sink
 
 
-def _start(
-    module: str, args: tuple[str, ...], env: Mapping[str, str]
-) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+def _start(module: str) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
     """Start the child from this thread: its death signal fires when the thread that started it ends, and
     trio's own process starter uses a pool thread that idles out after seconds."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise WorkerError(f"cannot start {module}: {error}") from error
     with theirs:
         link = {FD_VARIABLE: str(theirs.fileno()), PARENT_VARIABLE: str(os.getpid())}
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *args],
+                [sys.executable, "-m", module],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **env, **link},
+                env={**os.environ, **link},
                 start_new_session=True,
             )
         except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import quality
-from benchmarks.lab.contenders import BASELINE, CONTROL, Settings, contenders, networks_for
+from benchmarks.lab.contenders import BASELINE, CONTROL, Settings, contenders, networks_for, start_of
 
 SETTINGS = Settings("digits", "tiny", None, 4, 100, 0)
 
@@ -67,7 +67,18 @@ def test_extras_reuse_the_experts_and_train_only_what_is_new() -> None:
     assert everyone[:4] == headline[:4]
     more, later = networks_for(everyone, SETTINGS)
     assert set(more) - set(plain) == {"expert-3-ddpm", "start"}
+    assert len(more) == len(set(more))
     assert later == [f"expert-{k}-started" for k in range(4)]
+
+
+def test_a_start_that_keeps_its_rate_is_trained_first_and_judged_alone_too() -> None:
+    found = contenders(SETTINGS, 0, False, False, False, 0.75)
+    assert found[6].networks == ("start-0.75",)
+    first, later = networks_for(found, SETTINGS)
+    assert first[2] == "start-0.75"
+    assert later == [f"expert-{k}-after-0.75" for k in range(4)]
+    assert {start_of(name) for name in later} == {"start-0.75"}
+    assert (start_of("expert-0-started"), start_of("expert-0")) == ("start", None)
 
 
 def test_results_are_kept_and_another_comparison_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from paris_p2p.core.accept import (
     Attestation,
     Jury,
     Standing,
-    check_weights_header,
     choose_checkpoint,
     fair_order,
     holder_lied,
@@ -26,7 +25,6 @@ from paris_p2p.core.accept import (
     standing,
     witness_lied,
 )
-from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import ROUTER, InfoHash, NodeId, Role, RunId, Term, expert_role
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
@@ -36,7 +34,7 @@ from paris_p2p.wire.manifest import (
     TensorSpec,
     sign_manifest,
 )
-from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES, Header, HeaderTensor
+from paris_p2p.wire.safetensors_header import MAX_HEADER_BYTES
 from paris_p2p.wire.terms import MARK_BITS
 from tests.samples import ORGANISER, TRAINING, manifest, recipe, variant
 
@@ -109,7 +107,7 @@ def test_a_statement_that_does_not_fit_is_refused_with_the_reason(
 
 def test_a_role_the_run_does_not_have_is_refused() -> None:
     role = Role("expert-2")
-    assert refusal(statement(role=role), MANIFEST, role)
+    assert "another role" in (refusal(statement(role=role), MANIFEST, role) or "accepted")
 
 
 def test_a_variant_that_the_role_may_not_be_is_refused() -> None:
@@ -121,7 +119,8 @@ def test_a_variant_that_the_role_may_not_be_is_refused() -> None:
 
 
 def test_a_router_has_no_second_variant() -> None:
-    assert refusal(statement(role=ROUTER, variant=1, total_steps=200), MANIFEST, ROUTER)
+    only = statement(role=ROUTER, variant=1, total_steps=statement(role=ROUTER).total_steps)
+    assert "of variant 1" in (refusal(only, MANIFEST, ROUTER) or "accepted")
 
 
 def test_an_architecture_nobody_can_measure_accepts_nothing() -> None:
@@ -164,13 +163,6 @@ def test_a_statement_heard_from_several_peers_counts_once() -> None:
     assert order_checkpoints([statement(), statement()], MANIFEST, ROLE) == [statement()]
 
 
-def test_weights_must_have_exactly_the_tensors_of_the_architecture() -> None:
-    check_weights_header(Header((HeaderTensor(WEIGHT, 0, 1024),), {}), NETWORK)
-    other = TensorSpec("w", "F16", (256,))
-    with pytest.raises(RemoteProtocolError, match="dtype"):
-        check_weights_header(Header((HeaderTensor(other, 0, 512),), {}), NETWORK)
-
-
 HOLDER, PEERS = NodeId(b"h" * 32), [NodeId(bytes([n]) * 32) for n in range(6)]
 
 
@@ -206,9 +198,19 @@ def test_the_organisers_word_is_enough_and_the_only_one_while_it_publishes() -> 
     friends = [says(peer) for peer in PEERS]
     there = jury(ORGANISER.node_id, HOLDER, *PEERS, publishing=True)
     assert stands(*friends, before=there) is Standing.UNCHECKED
-    assert stands(says(ORGANISER.node_id), before=there) is Standing.BACKED
+    organiser = says(ORGANISER.node_id, loss=0.5)
+    assert stands(organiser, before=there) is Standing.BACKED
     assert stands(*friends, says(ORGANISER.node_id, good=False), before=there) is Standing.REFUTED
-    assert stands(says(ORGANISER.node_id), before=jury(HOLDER)) is Standing.BACKED  # it has left since
+    assert stands(organiser, before=jury(HOLDER)) is Standing.BACKED  # it has left since
+
+
+def test_an_organiser_that_could_not_measure_is_a_witness_among_others() -> None:
+    """Noise has the right form, too."""
+    form, there = says(ORGANISER.node_id), jury(ORGANISER.node_id, HOLDER, *PEERS, publishing=True)
+    assert stands(form, before=there) is Standing.UNCHECKED
+    assert stands(form, says(PEERS[0]), before=there) is Standing.BACKED
+    alone = jury(ORGANISER.node_id, HOLDER, publishing=True)
+    assert stands(form, before=alone) is Standing.BACKED  # there is nobody else to ask
 
 
 def test_the_own_check_beats_every_word() -> None:
@@ -222,7 +224,9 @@ def test_strangers_that_are_no_members_and_caught_liars_do_not_count() -> None:
     assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(PEERS[0],))) is Standing.UNCHECKED
     assert stands(*words, before=jury(HOLDER, *PEERS, ignored=(HOLDER,))) is Standing.REFUTED
     caught = jury(HOLDER, *PEERS, ignored=(HOLDER,), publishing=True)
-    assert stands(says(ORGANISER.node_id), before=caught) is Standing.BACKED  # it looked at this one
+    assert (
+        stands(says(ORGANISER.node_id, loss=0.5), before=caught) is Standing.BACKED
+    )  # it looked at this one
 
 
 def test_more_must_find_it_good_than_bad() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -211,19 +212,50 @@ def test_what_has_ended_counts_towards_no_limit() -> None:
 
 def test_a_later_step_of_an_older_term_never_overwrites_the_newer_lineage() -> None:
     zombie, successor = statement(term=1, step=90), statement(term=2, step=60, holder=BOB)
-    assert newest_statement([zombie, successor]) is successor
+    assert newest_statement([zombie, successor], within_steps=50) is successor
+
+
+def test_a_term_does_not_make_up_for_more_than_an_interval_of_training() -> None:
+    """Whoever signs a checkpoint chooses its term: a step of training must not undo days of it."""
+    honest, stranger = statement(term=3, step=90), statement(term=1000, step=2, holder=BOB)
+    assert newest_statement([honest, stranger], within_steps=50) is honest
+    assert newest_statement([honest, stranger], within_steps=math.inf) is stranger
+    again = replace(honest, term=Term(1000), holder=BOB)  # the honest one's content, signed again
+    onwards = replace(honest, step=91)
+    assert newest_statement([honest, again, onwards], within_steps=0) is onwards
+
+
+def test_while_a_role_has_a_holder_its_own_checkpoints_are_the_newest() -> None:
+    made = statement(term=3, step=40)
+    zombie, stranger = statement(term=2, step=99, holder=BOB), statement(term=1000, step=41, holder=BOB)
+    leader = (made.holder, made.term)
+    assert newest_statement([zombie, stranger, made], within_steps=50, leader=leader) is made
+    assert newest_statement([zombie, stranger], within_steps=50, leader=leader) is zombie
+    done = replace(zombie, step=100)
+    assert newest_statement([made, done], within_steps=50, leader=leader) is done
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 1 << 40)), min_size=1), st.integers(0, 99))
+@settings(deadline=None, derandomize=True)
+def test_the_newest_is_never_further_behind_than_an_interval(
+    made: list[tuple[int, int]], within_steps: int
+) -> None:
+    some = [statement(term=term, step=step) for step, term in made]
+    newest = newest_statement(some, within_steps=within_steps)
+    assert newest is not None and newest.step >= max(step for step, _ in made) - within_steps
+    assert all(newest.term >= one.term for one in some if one.step > newest.step)
 
 
 def test_a_finished_checkpoint_is_final_whatever_its_term() -> None:
     done, later = statement(term=1, step=100), statement(term=2, step=60, holder=BOB)
-    assert newest_statement([later, done]) is done
+    assert newest_statement([later, done], within_steps=50) is done
 
 
 def test_of_equal_steps_the_lower_loss_is_kept_and_no_loss_at_all_is_the_worst() -> None:
     good, bad, none = (statement(loss=loss) for loss in (0.5, 2.0, math.nan))
-    assert newest_statement([none, bad, good]) is good
-    assert newest_statement([none, bad]) is bad
-    assert newest_statement([]) is None
+    assert newest_statement([none, bad, good], within_steps=50) is good
+    assert newest_statement([none, bad], within_steps=50) is bad
+    assert newest_statement([], within_steps=50) is None
 
 
 # --- taking a role -------------------------------------------------------------------------------------

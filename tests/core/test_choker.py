@@ -14,7 +14,9 @@ from paris_p2p.core.choker import (
     rank_by_giving,
 )
 
-RNG = random.Random(5)
+
+def rng() -> random.Random:
+    return random.Random(5)
 
 
 def test_only_the_interested_get_a_slot() -> None:
@@ -71,13 +73,13 @@ def candidates(
 
 def test_everyone_is_served_while_there_are_slots() -> None:
     choker: Choker[str] = Choker(slots=8)
-    assert choker.choose(candidates(dict.fromkeys("abcdefgh", 1.0), set()), 0.0, RNG) == set("abcdefgh")
+    assert choker.choose(candidates(dict.fromkeys("abcdefgh", 1.0), set()), 0.0, rng()) == set("abcdefgh")
 
 
 def test_who_gives_most_gets_a_slot() -> None:
     choker: Choker[str] = Choker(slots=4)
     gives: dict[str, float | None] = {p: 1000.0 * n for n, p in enumerate("abcdefgh")}
-    chosen = choker.choose(candidates(gives, set()), 100.0, RNG)
+    chosen = choker.choose(candidates(gives, set()), 100.0, rng())
     assert len(chosen) == 4 and len(chosen & set("efgh")) >= 3
 
 
@@ -91,10 +93,10 @@ def test_rates_of_about_the_same_height_change_nothing() -> None:
 def test_between_two_rankings_the_slots_stay() -> None:
     choker: Choker[str] = Choker(slots=3)
     gives: dict[str, float | None] = {"a": 9.0, "b": 8.0, "c": 1.0, "d": 1.0, "e": 1.0}
-    first = choker.choose(candidates(gives, set()), 0.0, RNG)
+    first = choker.choose(candidates(gives, set()), 0.0, rng())
     gives |= {"c": 90.0, "d": 80.0}
-    assert {"a", "b"} <= choker.choose(candidates(gives, first), TENURE_S - 1, RNG)
-    later = choker.choose(candidates(gives, first), TENURE_S, RNG)
+    assert {"a", "b"} <= choker.choose(candidates(gives, first), TENURE_S - 1, rng())
+    later = choker.choose(candidates(gives, first), TENURE_S, rng())
     assert {"c", "d"} <= later
 
 
@@ -104,8 +106,9 @@ def test_the_optimistic_slot_reaches_everyone_and_newcomers_most() -> None:
     gives |= {"x": 99.0, "y": 98.0}
     joined = {"a": 1e6}  # a newcomer whenever it is looked at
     seen: list[str] = []
+    chance = rng()
     for step in range(400):
-        chosen = choker.choose(candidates(gives, {"x", "y"}, joined), step * OPTIMISTIC_S, RNG)
+        chosen = choker.choose(candidates(gives, {"x", "y"}, joined), step * OPTIMISTIC_S, chance)
         assert {"x", "y"} <= chosen
         seen += chosen - {"x", "y"}
     assert set(seen) == set("abcdefgh")
@@ -115,7 +118,7 @@ def test_the_optimistic_slot_reaches_everyone_and_newcomers_most() -> None:
 def test_who_only_takes_keeps_a_share_beside_those_who_give() -> None:
     choker: Choker[str] = Choker(slots=4)
     gives: dict[str, float | None] = {"a": 9.0, "b": 8.0, "c": 7.0, "x": None, "y": None, "z": None}
-    chosen = choker.choose(candidates(gives, set()), 0.0, RNG)
+    chosen = choker.choose(candidates(gives, set()), 0.0, rng())
     assert len(chosen) == 4 and chosen & set("abc") and chosen & set("xyz")
 
 

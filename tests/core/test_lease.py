@@ -406,11 +406,16 @@ def test_a_holder_wakes_when_its_lease_comes_into_doubt_and_else_only_to_compare
     assert rig.machine.state is State.HOLDING and doubt <= rig.seconds + TIMES.renew_s / 4 * 1.5
 
 
-def test_a_holder_stops_when_a_checkpoint_of_a_newer_term_shows() -> None:
+def test_a_checkpoint_of_a_newer_term_does_not_end_a_lease_that_stands() -> None:
+    """Whoever signs one chooses its term: a holder's own checkpoint, signed again, must not end its work."""
     rig = Rig().until(State.HOLDING)
-    rig.statements[A] = statement(A, 2, 10)
-    rig.run(21.0)
-    assert [stop.role for stop in rig.stops()] == [A]
+    for number in (2, 50, highest_number(rig.now.unix)):
+        rig.statements[A] = statement(A, number, 90)
+        rig.run(61.0)
+    assert not rig.stops() and rig.machine.state is State.HOLDING
+    rig.perform(rig.machine.step(None, rig.now))
+    rig.machine.failed(A, rig.now)
+    assert rig.until(State.HOLDING, 300.0).starts()[-1][1] > 50  # the next claim goes beyond it
 
 
 def test_a_holder_stops_when_another_node_has_finished_the_role() -> None:
@@ -418,6 +423,13 @@ def test_a_holder_stops_when_another_node_has_finished_the_role() -> None:
     rig.statements[A] = statement(A, 1, 100)
     rig.run(100.0)
     assert len(rig.stops()) == 1 and rig.machine.state is State.IDLE
+
+
+def test_an_outranked_holder_ends_with_a_checkpoint() -> None:
+    rig = Rig().until(State.HOLDING)
+    rig.put(A, RIVAL, "hold", 9)
+    rig.run(25.0)
+    assert _kinds(rig) == [Trainer.WIND_UP]
 
 
 def test_a_holder_sees_its_own_finished_checkpoint_without_stopping() -> None:

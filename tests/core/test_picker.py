@@ -94,6 +94,62 @@ def test_what_a_peer_refused_it_is_not_asked_for_until_it_announces_it() -> None
     assert picks(picker) == [0]
 
 
+def test_a_seed_that_refuses_and_announces_again_and_again_moves_one_piece_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Strangers choose how many pieces an item has: no message of a few bytes may cost a look at each."""
+    moved: list[int] = []
+    adjust = Picker._adjust
+
+    def counted(picker: Picker[str], piece: PieceIndex, by: int) -> None:
+        moved.append(piece)
+        adjust(picker, piece, by)
+
+    picker = setup_picker("1" * 500)
+    monkeypatch.setattr(Picker, "_adjust", counted)
+    for number in range(20):
+        picker.peer_lacks(PEER, PieceIndex(number))
+        assert picker.peer_got(PEER, PieceIndex(number)) and picker.peer_has_all(PEER)
+        assert not picker.peer_got(PEER, PieceIndex(number))
+    assert len(moved) == 40 and picker.pick(PEER) is not None
+
+
+def test_a_seed_is_interesting_unless_it_refused_all_that_is_missing() -> None:
+    picker = setup_picker("11", "* ")
+    assert picker.interesting(PEER)
+    picker.peer_lacks(PEER, PieceIndex(1))
+    assert not picker.interesting(PEER) and picker.pick(PEER) is None
+    assert picker.peer_got(PEER, PieceIndex(1)) and picker.interesting(PEER)
+    picker.peer_lacks(PEER, PieceIndex(1))
+    picker.set_peer("second", {PieceIndex(1)})
+    assert {"second", PEER} <= set(picker.verified(PieceIndex(1))) and not picker.interesting(PEER)
+
+
+def test_what_a_seed_refused_no_longer_counts_once_it_is_here() -> None:
+    picker = setup_picker("111")
+    picker.peer_lacks(PEER, PieceIndex(0))
+    for piece in (0, 1):
+        picker.verified(PieceIndex(piece))
+        assert picker.interesting(PEER)
+
+
+def test_few_pieces_that_everybody_else_has_too_are_found_without_looking_at_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paris_p2p.core.picker.FEW", 2)
+    picker = setup_picker("0" * 500 + "9" * 5)
+    picker.set_peer("rare", {PieceIndex(500 + n) for n in range(5)})
+    looked = {"few": 0}
+    of_few = picker._of_few
+
+    def counted(wanted: set[PieceIndex]) -> PieceIndex | None:
+        looked["few"] += 1
+        return of_few(wanted)
+
+    monkeypatch.setattr(picker, "_of_few", counted)
+    assert picker.pick("rare") in range(500, 505) and looked == {"few": 1}
+
+
 def test_a_verified_piece_names_the_peers_that_are_of_no_more_use() -> None:
     picker = setup_picker("11", peer="* ")
     picker.set_peer("second", piece_set("**"))
@@ -135,23 +191,33 @@ actions = st.lists(
         st.integers(0, 3),
         st.integers(0, 11),
     ),
+    min_size=20,
     max_size=60,
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(actions, st.integers(0, 2**32))
-def test_the_books_stay_right_whatever_happens(todo: list[tuple[str, int, int]], seed: int) -> None:
+@pytest.mark.parametrize("few", [FEW, 0])
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(todo=actions, seed=st.integers(0, 2**32))
+def test_the_books_stay_right_whatever_happens(few: int, todo: list[tuple[str, int, int]], seed: int) -> None:
     """Compares against a naive model: availability, what is free, and rarest-first of every pick."""
-    pieces = 12
-    picker: Picker[int] = Picker(pieces, (), random.Random(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paris_p2p.core.picker.FEW", few)
+        patch.setattr("paris_p2p.core.picker.MANY", few)
+        _compare_with_a_naive_model(todo, seed)
+
+
+def _compare_with_a_naive_model(todo: list[tuple[str, int, int]], seed: int) -> None:
+    pieces = 16
+    here = map(PieceIndex, range(12, 16) if seed % 2 else ())  # else the first ones are picked by chance
+    picker: Picker[int] = Picker(pieces, here, random.Random(seed))
     held: dict[int, set[PieceIndex]] = {}
     begun: set[PieceIndex] = set()
     rng = random.Random(seed)
     for name, peer, number in todo:
         piece = PieceIndex(number)
         if name == "set":
-            held[peer] = {PieceIndex(p) for p in range(pieces) if rng.randrange(4) or number == 0}
+            held[peer] = {PieceIndex(p) for p in range(pieces) if rng.randrange(4) or number < 4}
             picker.set_peer(peer, held[peer])
         elif name == "got":
             held.setdefault(peer, set()).add(piece)
@@ -182,3 +248,5 @@ def test_the_books_stay_right_whatever_happens(todo: list[tuple[str, int, int]],
         assert picker.free == pieces - picker.done - len(begun)
         for other, have in held.items():
             assert picker.interesting(other) == any(not picker.has(p) for p in have)
+            assert picker.peer_has_all(other) == (len(have) == pieces)
+            assert all(picker.peer_has(other, PieceIndex(p)) == (p in have) for p in range(pieces))

@@ -17,20 +17,21 @@ from paris_p2p.core.safety import (
     may_announce_next,
     safe_checkpoint,
     volunteer_after_s,
+    witnessed,
 )
 from paris_p2p.ids import InfoHash, NodeId, Role, RunId, Term
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.content import ContentRef
 
 ROLE = Role("expert-0")
-REF = ContentRef(InfoHash(b"i" * 32), 10, 1 << 14)
 TRAINER = NodeId(b"t" * 32)
 PEERS = [NodeId(bytes([n]) * 32) for n in range(8)]
 
 
-def held(step: int, *holders: NodeId, term: int = 1, trainer: NodeId = TRAINER) -> Held:
+def held(step: int, *holders: NodeId, term: int = 1, trainer: NodeId = TRAINER, item: int = 105) -> Held:
+    ref = ContentRef(InfoHash(bytes([item]) * 32), 10, 1 << 14)
     statement = CheckpointStatement(
-        RunId(b"r" * 32), ROLE, Term(term), trainer, step, 100, 0, REF, REF, b"", 0.5, 1.7e9
+        RunId(b"r" * 32), ROLE, Term(term), trainer, step, 100, 0, ref, ref, b"", 0.5, 1.7e9
     )
     return Held(statement, frozenset(holders))
 
@@ -68,9 +69,9 @@ def test_a_later_checkpoint_of_the_lineage_protects_an_earlier_one_and_no_other_
 def test_the_newest_safe_checkpoint_is_what_counts() -> None:
     members = [TRAINER, *PEERS]
     some = [held(10, *PEERS[:2]), held(20, *PEERS[2:4]), held(30, PEERS[0]), held(5, *PEERS[:3], term=2)]
-    assert safe_checkpoint(some, members, 2) == some[3].statement
-    assert safe_checkpoint(some[:3], members, 2) == some[1].statement
-    assert safe_checkpoint(some[2:3], members, 2) is None
+    assert safe_checkpoint(some, members, 2, within_steps=50) == some[3].statement
+    assert safe_checkpoint(some[:3], members, 2, within_steps=50) == some[1].statement
+    assert safe_checkpoint(some[2:3], members, 2, within_steps=50) is None
 
 
 def test_as_many_are_chosen_to_copy_as_are_missing_and_the_rest_wait() -> None:
@@ -81,7 +82,27 @@ def test_as_many_are_chosen_to_copy_as_are_missing_and_the_rest_wait() -> None:
     again = held(10, TRAINER, chosen[0])
     assert [peer for peer in PEERS if copy_now(peer, ROLE, again, members, 2, 0.0)] == chosen[1:]
     enough = held(10, TRAINER, *chosen)
-    assert not any(copy_now(peer, ROLE, enough, members, 2, 1e6) for peer in PEERS if peer not in chosen)
+    assert not any(copy_now(peer, ROLE, enough, members, 2, 25.0) for peer in PEERS if peer not in chosen)
+
+
+def test_two_keys_that_say_they_hold_it_do_not_stop_all_copies_unless_one_of_them_cannot_be_made_up() -> None:
+    organiser, members = NodeId(b"o" * 32), [TRAINER, *PEERS]
+    for number in range(20):
+        fakes = [NodeId(bytes([100 + number, n]) * 16) for n in range(2)]
+        one = held(number, TRAINER, *fakes, item=number)
+        crowd = [*members, *fakes, organiser]
+        late = 2 * (VOLUNTEER_AFTER_S + VOLUNTEER_WITHIN_S)
+        spare = [p for p in PEERS if copy_now(p, ROLE, one, crowd, 2, late, sure={organiser})]
+        assert 1 <= len(spare) <= 6
+        known = Held(one.statement, one.holders | {organiser})
+        assert not any(copy_now(p, ROLE, known, crowd, 2, 1e6, sure={organiser}) for p in PEERS)
+
+
+def test_who_made_it_counts_those_that_took_it_from_there() -> None:
+    members = [TRAINER, *PEERS]
+    one = held(10, TRAINER, *PEERS[:2])
+    assert is_held_safely(one, members) and is_held_safely(witnessed(one, PEERS), members)
+    assert not is_held_safely(witnessed(one, PEERS[1:]), members)
 
 
 def test_invented_members_delay_a_copy_and_do_not_prevent_it() -> None:

@@ -49,7 +49,7 @@ def test_a_request_is_answered_by_its_block() -> None:
     assert b.receive(a.request(*SPAN, now=1.0), 1.0) == [m.Request(*SPAN)]
     data = b.answer(*SPAN, now=1.0) + bytes(16)
     assert a.receive(data, 1.0) == [m.Block(P(1), 0, bytes(16))]
-    assert a.outstanding_bytes == 0
+    assert a.asked(P(1)) == [] and a.can_request(*SPAN)
 
 
 def test_a_request_may_be_rejected() -> None:

@@ -150,6 +150,18 @@ def test_a_piece_that_does_not_get_on_is_taken_over() -> None:
     assert set(crowd.shown["stuck"]) <= set(crowd.shown["b"])
 
 
+def test_peers_that_ask_for_nothing_do_not_hand_a_piece_back_and_forth_for_ever() -> None:
+    crowd = Crowd(pieces=2)
+    crowd.join("idle", "idle too", "x", "y")
+    got: dict[str, set[PieceIndex]] = {"x": set(), "y": set()}
+    for _ in range(12):
+        crowd.now += STUCK_S / 2
+        crowd.reveal()
+        for peer, mine in got.items():
+            mine.update(piece for piece in set(crowd.shown[peer]) - mine if crowd.send(peer, piece))
+    assert got == {"x": {0, 1}, "y": {0, 1}}
+
+
 def test_a_choked_peer_is_shown_one_piece_so_that_it_wants_a_slot() -> None:
     crowd = Crowd()
     crowd.join("a", "b")
@@ -224,5 +236,6 @@ def test_nobody_ever_waits_for_a_piece_for_ever(script: list[tuple[str, str, int
                 if crowd.send(peer, piece):
                     mine.add(piece)
                     crowd.seeding.has(peer, [piece], crowd.now)
-    bitfield = not crowd.shown["x"]  # who came when everything was shown already learnt it by bitfield
-    assert len(got["x"]) == pieces or (bitfield and not crowd.seeding.active)
+    for peer, mine in got.items():
+        bitfield = not crowd.shown[peer]  # who came when everything was shown already learnt it by bitfield
+        assert len(mine) == pieces or (bitfield and not crowd.seeding.active)

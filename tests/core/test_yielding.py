@@ -40,6 +40,29 @@ def test_without_a_measurement_of_the_trainer_alone_nothing_is_concluded() -> No
     assert not uploads.yielding
 
 
+def test_uploads_yield_when_the_trainer_waits_for_its_input_however_fast_it_is() -> None:
+    uploads = UploadYield()
+    for number in range(10):
+        uploads.report(100.0, 0.0, float(number), 0.01)
+    for number in range(BUSY_REPORTS):
+        uploads.report(100.0, MBYTE, 10.0 + number, 0.1)
+    assert uploads.yielding
+
+
+def test_a_trainer_that_starts_amid_uploads_and_waits_is_given_room_at_once() -> None:
+    uploads = UploadYield()
+    for number in range(BUSY_REPORTS):
+        uploads.report(50.0, MBYTE, float(number), 0.2)
+    assert uploads.yielding
+
+
+def test_an_input_that_is_as_slow_without_uploads_does_not_hold_them_back_for_long() -> None:
+    uploads, yielded = UploadYield(), 0
+    for number in range(1000):
+        yielded += uploads.report(50.0, MBYTE, float(number), 0.2)
+    assert 0 < yielded <= FIRST_YIELD_S
+
+
 def test_it_looks_again_after_a_while_and_each_time_later() -> None:
     uploads = UploadYield()
     now = reports(uploads, 100.0, 0.0, 10, 0.0)

@@ -1,5 +1,6 @@
 """`data.cluster`: every cluster gets its images, the same ones each time."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paris_p2p.data import cluster
 from paris_p2p.data.cluster import (
     BALANCE_SLACK,
     MIN_IMAGES,
     MIN_SHARE,
     Features,
-    cluster_features,
+    Labels,
     coarse_clusters,
     fine_clusters,
+    require_enough,
     with_capacity,
 )
 from paris_p2p.errors import ConfigError
@@ -26,6 +29,12 @@ def clumps(sizes: list[int], seed: int = 0) -> Features:
     centres = rng.normal(size=(len(sizes), 16))
     rows = [centre + 0.05 * rng.normal(size=(size, 16)) for centre, size in zip(centres, sizes, strict=True)]
     return np.concatenate(rows).astype(np.float32)
+
+
+def cluster_features(features: Features, clusters: int, seed: int, *, balanced: bool = False) -> Labels:
+    """Both stages, as `data.prepare` does them."""
+    require_enough(len(features), clusters)
+    return coarse_clusters(fine_clusters(features, clusters, seed), clusters, seed, balanced=balanced)
 
 
 def test_clumps_are_found_and_numbered_by_size() -> None:
@@ -104,3 +113,16 @@ def test_rows_left_out_belong_to_no_cluster() -> None:
     keep = np.arange(240) % 3 > 0
     labels = coarse_clusters(fine_clusters(features, 3, 0), 3, 0, keep=keep)
     assert np.array_equal(labels < 0, ~keep) and np.bincount(labels[keep]).min() >= MIN_IMAGES
+
+
+def test_fitting_takes_little_more_memory_than_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features may be as large as a machine's memory can just hold once."""
+    monkeypatch.setattr(cluster, "CHUNK", 256)
+    rows = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    monkeypatch.setattr(cluster, "_fitted", lambda sample, count, seed: sample[:count].copy())
+    tracemalloc.start()
+    try:
+        cluster.fine_clusters(rows, 2, 0)
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * rows.nbytes
+    finally:
+        tracemalloc.stop()

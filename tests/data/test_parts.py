@@ -24,7 +24,7 @@ from paris_p2p.diffusion.shards import load_shard
 from paris_p2p.errors import ConfigError
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.identity import Identity
-from paris_p2p.wire.manifest import check_manifest
+from paris_p2p.wire.manifest import Latents, check_manifest
 
 ORGANISER = Identity(bytes(32))
 MakeFolder = Callable[[int], Path]
@@ -35,7 +35,7 @@ def whole(options: PrepareOptions) -> PrepareReport:
 
 
 def make_part(options: PrepareOptions, share: str) -> parts.PartReport:
-    return prepare_part(options, parse_share(share), progress=lambda _: None)
+    return prepare_part(options, parse_share(share), make_recipe=preset, progress=lambda _: None)
 
 
 def merged(options: PrepareOptions, *folders: Path) -> PrepareReport:
@@ -110,7 +110,7 @@ def test_a_part_goes_on_where_it_stopped(latent: PrepareOptions) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_part(latent, Share(1, 2), progress=interrupt)
+        prepare_part(latent, Share(1, 2), make_recipe=preset, progress=interrupt)
     report = make_part(latent, "1/2")
     assert (report.reused, report.blocks) == (2, 4)
     assert report.images + report.skipped == 6 * 3 + 4
@@ -188,3 +188,31 @@ def test_several_files_are_read_by_one_part_each(
     assert len(source.units) == 3 and report.images == 1
     (part,) = [parts._read_part(tmp_path / "p")]
     assert [block.names for block in parts.walk([part])] == [("1.tar:0.png",)]
+
+
+def test_a_kind_whose_patches_do_not_fit_is_refused_before_the_parts_are_put_together(
+    two_parts: Path, latent: PrepareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents of 8 a side: what the VAE made of the images, not the images."""
+    asked: list[tuple[int, object]] = []
+
+    def refuse(_name: str, *, image_size: int, latents: object, **_: object) -> None:
+        asked.append((image_size, latents))
+        raise ConfigError("it does not fit")
+
+    monkeypatch.setattr(parts, "flatten", None)
+    options = PrepareOptions("", two_parts, clusters=2)
+    with pytest.raises(ConfigError, match="does not fit"):
+        merge(options, [two_parts], identity=ORGANISER, make_recipe=refuse, progress=lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="does not fit"):
+        prepare_part(latent, Share(1, 3), make_recipe=refuse, progress=lambda _: None)  # type: ignore[arg-type]
+    seen = Latents("vae", 4, 8, 64, scale=0.5, shift=0.25)
+    assert asked == [(64, seen), (64, seen)]
+
+
+def test_images_that_the_vae_cannot_halve_are_refused_with_the_number_it_asks_for(
+    latent: PrepareOptions,
+) -> None:
+    with pytest.raises(ConfigError, match="an image size of 60 is no multiple of 8"):
+        make_part(replace(latent, image_size=60), "1/2")
+    assert not list((latent.out / "parts").rglob("block-*"))

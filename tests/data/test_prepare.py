@@ -79,7 +79,7 @@ def test_the_components_encode_captions_as_the_shards_do(prepared: Prepared) -> 
     )
     shard_file = store.files(manifest.clusters[0].train.info_hash) / shards.FILE_NAME
     with safe_open(shard_file, framework="pt") as shard:
-        captions = json.loads(shard.metadata()["captions"])
+        captions = json.loads(shard.get_tensor("caption_texts").numpy().tobytes())
         expected = {
             **dict(zip(captions, shard.get_tensor("captions"), strict=True)),
             "": shard.get_tensor("uncond"),

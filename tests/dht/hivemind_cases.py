@@ -5,8 +5,9 @@ import asyncio
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,19 +15,35 @@ import msgpack
 import pytest
 
 from paris_p2p import clock
-from paris_p2p.dht import hardened, record_storage
+from paris_p2p.dht import hardened, hivemind_import, record_storage
+from paris_p2p.dht.answers import (
+    AWAY_S,
+    CHECKED_AT_ONCE,
+    CHECKS_A_SEARCH,
+    CHECKS_AN_ANSWER,
+    DECIDING,
+    Votes,
+    Watch,
+    checked,
+    enough,
+    id_of,
+)
 from paris_p2p.dht.hardened import (
+    RPC_TIMEOUT_S,
     SMALL,
+    WALK_PAUSE_S,
     RecordNode,
     RecordProtocol,
-    Votes,
     believe,
+    create_node,
     prune,
 )
+from paris_p2p.dht.hivemind_import import TESTED_VERSION, replace, require_tested
 from paris_p2p.dht.membership import Membership
 from paris_p2p.dht.parts import MAX_COMPARED, UNSEEN_ROUNDS
 from paris_p2p.dht.record_storage import (
     MAX_OWNERS,
+    ROW_BYTES,
     RecordStorage,
     WriteThrough,
     deliverer,
@@ -34,6 +51,7 @@ from paris_p2p.dht.record_storage import (
     displaced,
 )
 from paris_p2p.dht.validator import RecordValidator
+from paris_p2p.errors import ConfigError, RemoteProtocolError
 from paris_p2p.wire.identity import Identity, peer_id_text
 from paris_p2p.wire.records import (
     KINDS,
@@ -47,11 +65,11 @@ from paris_p2p.wire.records import (
 # isort: split
 from hivemind.dht.node import Blacklist, DHTNode
 from hivemind.dht.protocol import DHTProtocol
-from hivemind.dht.routing import DHTID
+from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import PeerID
-from hivemind.utils import timed_storage
+from hivemind.utils import MSGPackSerializer, timed_storage
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 NOW = 1_800_000_000.0
@@ -79,6 +97,24 @@ def test_the_light_import_loads_no_torch_and_our_clock() -> None:
     assert "torch" not in sys.modules and "hivemind.optim" not in sys.modules
     assert timed_storage.get_dht_time is clock.unix
     assert DHTNode.__init__.__globals__["get_dht_time"] is clock.unix
+
+
+async def test_a_hivemind_that_nobody_tested_starts_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced in it closes holes: in another layout they would be open, and nothing would say so."""
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    assert f"hivemind=={TESTED_VERSION}" in constraints.read_text().split()
+    require_tested({DHTNode: ("store_many",)})
+    with pytest.raises(ConfigError, match=r"lacks DHTNode\.gone\).*pip install hivemind=="):
+        require_tested({DHTNode: ("store_many", "gone")})
+    with monkeypatch.context() as patch:
+        patch.setattr(hivemind_import, "_missing", [])
+        assert replace("hivemind.dht.node", "no_such_global", 1) is None
+        with pytest.raises(ConfigError, match=r"lacks hivemind\.dht\.node\.no_such_global"):
+            require_tested({})
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "1.2.0")
+    nothing: Any = None
+    with pytest.raises(ConfigError, match=f"hivemind 1.2.0 is installed, .* made for {TESTED_VERSION}"):
+        await create_node(nothing, client_mode=True, now=clock.unix)
 
 
 def test_key_ids_are_hiveminds() -> None:
@@ -242,6 +278,38 @@ def test_who_delivered_what_is_forgotten_with_the_records() -> None:
     assert len(storage._deliverers) <= 2 * len(storage.data) + MAX_OWNERS + 1
 
 
+def test_a_flood_is_told_after_everybody_else_whatever_its_size() -> None:
+    storage = flooded(clock.unix() + 120)
+    told = [subkey for subkey, _ in storage.rows(1)]
+    assert told[:6] == [b"honest", b"other", b"0", b"1", b"2", b"3"] and len(told) == MAX_OWNERS
+    storage.vouched = frozenset({b"900"})
+    assert [subkey for subkey, _ in storage.rows(1)][:3] == [b"900", b"honest", b"other"]
+    with storage.within([1], 4 * (1 + ROW_BYTES)):
+        assert [subkey for subkey, _ in storage.get(1).value.items()] == [b"900", b"honest", b"other", b"0"]
+
+
+def test_who_is_vouched_for_always_has_a_place() -> None:
+    storage, until = RecordStorage(), clock.unix() + 120
+    storage.vouched = frozenset({b"organiser", b"claimant"})
+    for owner in range(MAX_OWNERS - 1):  # each by a peer of its own: none has more than another
+        with delivered_by(b"%d" % owner):
+            assert storage.store(1, b"x", until, subkey=b"%d" % owner)
+    for named in (b"organiser", b"claimant"):
+        with delivered_by(b"anybody"):
+            assert storage.store(1, b"x", until + 300, subkey=named)
+    with delivered_by(b"stranger"):  # who delivered two has most places, but those are not for the taking
+        assert not storage.store(1, b"x", until, subkey=b"stranger")
+    owners = storage.get(1).value
+    assert len(owners) == MAX_OWNERS and {b"organiser", b"claimant"} <= set(owners.data)
+
+
+def test_a_dictionary_of_any_size_is_built_from_its_first_records_only() -> None:
+    rows = [[b"%d" % n, b"", 1.0] for n in range(3 * MAX_OWNERS)]
+    raw = msgpack.packb(msgpack.ExtType(0x50, msgpack.packb([None, 1.0, rows])))
+    value = MSGPackSerializer.loads(raw)
+    assert isinstance(value, DictionaryDHTValue) and list(value.data) == [row[0] for row in rows[:MAX_OWNERS]]
+
+
 def test_what_a_search_merges_into_its_find_does_not_reach_the_storage() -> None:
     storage, now = RecordStorage(), clock.unix()
     storage.store(1, b"x", now + 60, subkey=b"owner")
@@ -257,7 +325,7 @@ def test_a_record_stored_in_the_cache_joins_the_others() -> None:
     assert cache.get(1) is None and len(storage.get(1).value) == 2
 
 
-def test_an_empty_answer_for_all_time_is_notbelieve() -> None:
+def test_an_empty_answer_for_all_time_is_not_believed() -> None:
     assert believe(ValueWithExpiration(DictionaryDHTValue(), math.inf)) is None
     assert believe(ValueWithExpiration(b"plain", math.inf)) is None
     assert believe(None) is None
@@ -293,6 +361,169 @@ async def test_a_search_asks_peers_through_that_filter() -> None:
     node = RecordNode(_initialized_with_create=True)
     node.protocol, node.blacklist = Liar(), Blacklist(5.0, 2.0)
     assert await node._call_find_with_blacklist("a peer", [1]) == {1: (None, {})}
+
+
+KEY, LATER = DHTID.generate(b"key"), clock.unix() + 3600
+
+
+class Counting(RecordValidator):
+    """Finds valid what is not forged, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__(clock.unix)
+        self.checks = 0
+
+    def check(self, record: DHTRecord) -> Any:
+        self.checks += 1
+        if record.value == b"forged":
+            raise RemoteProtocolError("forged")
+
+
+def answer(owners: Iterable[int], value: bytes = b"v") -> Any:
+    """What a peer says: a record of each of the owners."""
+    return dictionary([(b"%d" % owner, ValueWithExpiration(value, LATER)) for owner in owners])
+
+
+def judged(validator: RecordValidator, found: Any, notes: Watch | None) -> Any:
+    return asyncio.run(checked(validator, KEY, found, notes))
+
+
+def test_the_first_of_every_answer_are_checked_and_more_while_there_is_time() -> None:
+    validator, notes = Counting(), Watch(checks=10)
+    for peer in range(3):
+        found = judged(validator, answer(range(1000 * peer, 1000 * peer + 500)), notes)
+        assert len(found.value) == CHECKS_AN_ANSWER + (10 if peer == 0 else 0)
+    assert validator.checks == 3 * CHECKS_AN_ANSWER + 10
+    again = judged(validator, answer(range(500)), notes)
+    assert len(again.value) == CHECKS_AN_ANSWER + 10  # what is known costs nothing
+    assert judged(validator, answer(range(9), b"forged"), Watch(checks=10)) is None
+
+
+def test_who_is_vouched_for_is_checked_first_and_nothing_is_where_nobody_asked() -> None:
+    validator = Counting()
+    found = judged(validator, answer(range(900)), Watch(checks=0, vouched={b"800"}))
+    assert next(iter(found.value.data)) == b"800"
+    before = validator.checks
+    assert judged(validator, answer(range(900, 999)), Watch()) is None
+    assert judged(validator, answer(range(900, 999)), None) is None
+    assert validator.checks == before
+
+
+def test_calls_of_others_have_their_turn_while_a_flood_is_checked() -> None:
+    async def turns_meanwhile() -> int:
+        turns, done = 0, False
+
+        async def others() -> None:
+            nonlocal turns
+            while not done:
+                turns += 1
+                await asyncio.sleep(0)
+
+        calling = asyncio.create_task(others())
+        await checked(Counting(), KEY, answer(range(512)), Watch(checks=CHECKS_A_SEARCH))
+        done = True
+        await calling
+        return turns
+
+    assert asyncio.run(turns_meanwhile()) >= 512 // CHECKED_AT_ONCE
+
+
+def test_a_key_is_read_when_half_of_those_that_should_keep_it_answered() -> None:
+    """Not when everybody nearer was silent and somebody, who may lie or just not keep it, said nothing."""
+    ids = [PeerID.from_base58(peer_id_text(Identity(bytes([n]) * 32).node_id)) for n in range(12)]
+    nearest = sorted(ids, key=lambda peer: KEY.xor_distance(id_of(peer)))
+    assert not enough(KEY, {}, []) and enough(KEY, {nearest[0]: True}, [])
+    for silent in range(DECIDING + 1):
+        heard = {peer: rank >= silent for rank, peer in enumerate(nearest)}
+        assert enough(KEY, heard, nearest[:silent]) is (2 * (DECIDING - silent) >= DECIDING)
+        assert enough(KEY, heard, [])  # who is silent for long is away
+    assert enough(KEY, {nearest[1]: True, nearest[0]: False}, nearest[:1])  # one of two
+    assert not enough(KEY, {nearest[3]: True}, nearest[:3])  # who was not asked again counts too
+
+
+def test_who_was_silent_counts_until_it_answers_or_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, now, alive = packing(3), [100.0], False
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+
+    async def answers(_peer: PeerID, some: list[DHTID]) -> Any:
+        return {key: (None, {}) for key in some} if alive else None
+
+    node.protocol.call_find = answers
+    node.blacklist = Blacklist(base_time=0, backoff_rate=1)
+    asyncio.run(node._call_find_with_blacklist(PEER, [KEY]))
+    assert node._silent() == [PEER]
+    now[0] += AWAY_S - 1
+    asyncio.run(node._call_find_with_blacklist(PEER, [KEY]))
+    assert node._silent() == [PEER]
+    now[0] += 2
+    assert node._silent() == []
+    alive = True
+    asyncio.run(node._call_find_with_blacklist(PEER, [KEY]))
+    assert node._silent_since == {}
+
+
+async def test_a_slow_peer_has_one_deadline_for_all_its_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, now, calls = packing(3), [0.0], []
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+
+    async def slow(_peer: PeerID, some: list[DHTID]) -> Any:
+        calls.append(len(some))
+        now[0] += 0.9 * RPC_TIMEOUT_S
+        return {key: (None, {}) for key in some}
+
+    node.protocol.call_find = slow
+    node.blacklist = Blacklist(base_time=0, backoff_rate=1)
+    node._portions[PEER] = 4
+    keys = [DHTID.generate(b"%d" % n) for n in range(28)]
+    found = await node._call_find_with_blacklist(PEER, keys)
+    assert calls == [4, 4] and len(found) == 28 and node._silent() == [PEER]
+
+
+def test_who_is_met_makes_a_node_walk_its_storage_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, walks = [1000.0], 0
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+
+    class Walked(RecordStorage):
+        def items(self) -> Any:
+            nonlocal walks
+            walks += 1
+            return super().items()
+
+    met = RecordProtocol(_initialized_with_create=True)
+    met.routing_table, met.storage = RoutingTable(DHTID.generate(b"us"), 20, 5), Walked()
+    met.node_id, met.num_replicas = DHTID.generate(b"us"), 5
+    for key in range(1000):
+        met.storage.store(DHTID(key), b"v", clock.unix() + 60, subkey=b"o")
+
+    def meet(*names: int) -> None:
+        for name in names:
+            peer = PeerID.from_base58(peer_id_text(Identity(bytes([name]) * 32).node_id))
+            asyncio.run(met.update_routing_table(id_of(peer), peer))
+
+    monkeypatch.setattr(met, "call_store", lambda *_, **__: asyncio.sleep(0))
+    meet(1, 2, 3, 1)
+    assert walks == 1 and len(met.routing_table.uid_to_peer_id) == 3
+    now[0] += 1000 * WALK_PAUSE_S
+    meet(4, 5)
+    assert walks == 2 and len(met.routing_table.uid_to_peer_id) == 5
+
+
+async def test_nodes_under_ids_that_are_not_theirs_are_ignored() -> None:
+    node, invented = packing(3), DHTID(KEY ^ 1)
+
+    async def names(_peer: PeerID, some: list[DHTID]) -> Any:
+        return {key: (None, {invented: OTHER, id_of(OTHER): OTHER}) for key in some}
+
+    node.protocol.call_find = names
+    node.blacklist = Blacklist(base_time=0, backoff_rate=1)
+    assert await node._call_find_with_blacklist(PEER, [KEY]) == {KEY: (None, {id_of(OTHER): OTHER})}
+    table = RoutingTable(DHTID.generate(b"us"), bucket_size=20, depth_modulo=5)
+    node.protocol = RecordProtocol(_initialized_with_create=True)
+    node.protocol.routing_table, node.protocol.storage = table, RecordStorage()
+    await node.protocol.update_routing_table(invented, OTHER)
+    assert not table.uid_to_peer_id
+    await node.protocol.update_routing_table(id_of(OTHER), OTHER)
+    assert list(table.uid_to_peer_id) == [id_of(OTHER)]
 
 
 A, B = (f"/ip4/203.0.113.{n}/tcp/31337/p2p/{peer_id_text(Identity(bytes([n]) * 32).node_id)}" for n in (1, 2))
@@ -393,7 +624,7 @@ async def test_what_other_nodes_said_of_a_record_is_counted() -> None:
     async def store_many(keys: list[bytes], *_columns: Any, **_options: Any) -> dict[Any, bool]:
         protocol = RecordProtocol(_initialized_with_create=True)
         for _ in range(3):
-            await protocol.call_store("a peer", [DHTID.generate(keys[0])], subkeys=[b"s"])
+            await protocol.call_store("a peer", [DHTID.generate(keys[0])], [b"v"], subkeys=[b"s"])
         return {(keys[0], b"s"): True}
 
     async def upstream(*_arguments: Any, **_options: Any) -> Any:

@@ -78,8 +78,6 @@ async def test_a_node_comes_back_through_the_peers_it_knows(
             assert [(notice.kind, notice.subject) for notice in third.notices] == [
                 ("bootstrap", bootstrap[0])
             ]
-    # a home that moves to another network does not take the old one along
-    assert (tmp_path / "peers.json").exists()
 
 
 async def test_a_node_that_nobody_answers_says_so_and_has_published_nothing(

@@ -104,15 +104,16 @@ def toy_shard(cluster: int, images: int = 20, captions: int = 3) -> Shard:
 
 
 def write_shard(folder: Path, shard: Shard, **changes: torch.Tensor) -> Path:
+    texts = json.dumps([f"caption {number}" for number in range(len(shard.captions))]).encode()
     tensors = {
         "latents": shard.latents,
         "caption_index": shard.caption_index,
         "captions": shard.captions,
         "uncond": shard.uncond,
+        "caption_texts": torch.tensor(list(texts), dtype=torch.uint8),
         **changes,
     }
-    texts = [f"caption {number}" for number in range(len(shard.captions))]
-    metadata = {"format": "1", "cluster": str(shard.cluster), "captions": json.dumps(texts)}
+    metadata = {"format": "2", "cluster": str(shard.cluster)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / FILE_NAME, metadata)
     return folder

@@ -13,12 +13,14 @@ from PIL import Image
 
 from paris_node.commands import evaluate as command
 from paris_node.commands import train_monolithic
+from paris_p2p.components.image import ImageEncoder
 from paris_p2p.diffusion import evaluation, features
 from paris_p2p.diffusion.evaluation import Asked, RealImages, Report, Score
 from paris_p2p.diffusion.features import TrainingConfig, label_images, load_features, train_features
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 
+from .conftest import toy_shard, write_shard
 from .test_train_monolithic import prepared, request
 
 SMALL = TrainingConfig(width=8, steps=60, batch_size=32)
@@ -66,6 +68,32 @@ def test_a_folder_without_features_and_unknown_networks_are_named(tmp_path: Path
         features.pretrained_features("timm:there_is_no_such_network")
     with pytest.raises(ConfigError, match="pickle"):
         features.pretrained_features("open_clip:ViT-B-32/weights.pt")
+
+
+def test_the_folder_of_a_pretrained_network_or_of_a_trained_one_may_be_named(tmp_path: Path) -> None:
+    ImageEncoder(16, 8, 8, 2, 1).save_pretrained(tmp_path / "image_encoder")
+    images = torch.zeros(3, 3, 16, 16)
+    seen = features.named_features(str(tmp_path / "image_encoder")).embed(images)
+    assert seen.shape[0] == 3
+    assert np.array_equal(seen, features.pretrained_features(str(tmp_path / "image_encoder")).embed(images))
+    with pytest.raises(ConfigError, match="cannot be had"):
+        features.named_features(str(tmp_path))
+
+
+def test_real_images_may_be_a_sample_that_follows_the_seed(tmp_path: Path) -> None:
+    shards = []
+    for cluster in range(2):
+        shard = toy_shard(cluster)
+        shards.append((write_shard(tmp_path / str(cluster), shard), shard))
+    whole = evaluation.real_images(shards, None)
+    some = evaluation.real_images(shards, None, most=9, seed=4)
+    assert len(some) == len(some.captions) == len(some.clusters) == 9
+    assert torch.equal(some.images, evaluation.real_images(shards, None, most=9, seed=4).images)
+    assert not torch.equal(some.images, evaluation.real_images(shards, None, most=9, seed=5).images)
+    for image, caption, cluster in zip(some.images, some.captions, some.clusters, strict=True):
+        (place,) = (n for n, one in enumerate(whole.images) if torch.equal(one, image))
+        assert (whole.captions[place], whole.clusters[place]) == (caption, cluster)
+    assert len(evaluation.real_images(shards, None, most=10_000)) == len(whole)
 
 
 def test_pretrained_networks_see_colour_in_their_own_scale() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from paris_p2p.diffusion import local
 from paris_p2p.diffusion.local import monolithic, train
 from paris_p2p.diffusion.shards import Examples
-from paris_p2p.diffusion.training import TrainingError
+from paris_p2p.diffusion.training import Trainer, TrainingError
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import Role
 from paris_p2p.wire.manifest import Recipe
@@ -105,6 +106,34 @@ def test_a_damaged_working_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "resume" / "resume.json").write_text(json.dumps([]))
     with pytest.raises(ConfigError, match="remove that folder"):
         train(recipe, EXPERT, data(), data(), tmp_path, device="cpu")
+
+
+def _with_nan_at(monkeypatch: pytest.MonkeyPatch, step: int, paths: set[int]) -> list[tuple[int, int]]:
+    """Let a step leave weights that are none, on these streams of noise. What (path, step) were made."""
+    plain, made = Trainer.train_step, list[tuple[int, int]]()
+
+    def train_step(trainer: Trainer) -> torch.Tensor:
+        loss = plain(trainer)
+        made.append((trainer.path, trainer.step))
+        if trainer.step == step and trainer.path in paths:
+            with torch.no_grad():
+                next(iter(trainer.model.parameters())).fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    return made
+
+
+@pytest.mark.parametrize("bad", [4, 5, 8])
+def test_after_weights_that_are_none_it_goes_on_from_the_last_checkpoint_with_other_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: int
+) -> None:
+    made = _with_nan_at(monkeypatch, bad, {0})
+    done = train(toy_recipe(steps=8, interval=4), EXPERT, data(), data(), tmp_path, device="cpu")
+    assert done.steps == 8 and math.isfinite(done.heldout_loss)
+    again = [step for path, step in made if path == 1]
+    assert again == list(range(1 if bad == 4 else 5, 9))
+    assert "with other noise" in caplog.text
 
 
 def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:

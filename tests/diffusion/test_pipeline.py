@@ -115,6 +115,7 @@ def test_prompts_guidance_and_schedulers_matter(make_model: MakeModel) -> None:
     for scheduler in ("heun", "unipc", "dpm"):
         found = pipe("seven", seed=1, scheduler=scheduler, output_type="latent").images
         assert bool(torch.isfinite(found).all())
+        assert not torch.equal(base, found)
 
 
 def test_a_partial_model_generates_with_the_experts_it_has(make_model: MakeModel) -> None:

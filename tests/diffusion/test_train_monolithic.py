@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from paris_node.commands.train_monolithic import MonolithicRequest, run
+from paris_node.commands.train_monolithic import MonolithicRequest, run, variant_number
+from paris_p2p.diffusion.initial import write_initial
 from paris_p2p.diffusion.pipeline import ParisPipeline
-from paris_p2p.errors import ConfigError, StoreError
+from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
 from paris_p2p.wire.manifest import Cluster, SignedManifest, sign_manifest
@@ -37,7 +38,7 @@ def prepared(root: Path, components: dict[str, Path]) -> SignedManifest:
 
 
 def request(root: Path, **changes: object) -> MonolithicRequest:
-    plain = MonolithicRequest(root, root / "model", None, 0, "cpu", 1, root / "home")
+    plain = MonolithicRequest(root, root / "model", None, "0", "cpu", 1, root / "home")
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -58,12 +59,27 @@ def test_the_baseline_is_trained_on_all_data_and_draws(
     assert not list(tmp_path.glob(".model*"))
 
 
+def test_a_start_keeps_its_rate_and_says_how_a_run_goes_on_from_it(
+    tmp_path: Path, make_components: Callable[[], dict[str, Path]]
+) -> None:
+    prepared(tmp_path, make_components())
+    with pytest.raises(ConfigError, match="leave --batch-size out"):
+        run(request(tmp_path, start=0.5, batch_size=4), Output(as_json=True, stdout=io.StringIO()))
+    said = io.StringIO()
+    run(request(tmp_path, start=0.5), Output(as_json=False, stdout=said))
+    assert "6 steps of 8" in said.getvalue()
+    expert = tmp_path / "model" / "expert_0"
+    assert f"--init-from {expert} --init-share 0.5" in said.getvalue()
+    made = write_initial(toy_recipe().experts[0].architecture, 0, expert, tmp_path / "item")
+    assert (made.taken, made.fresh) == (made.parameters, ())
+
+
 def test_a_variant_that_the_recipe_lacks_and_data_that_is_gone_are_named(
     tmp_path: Path, make_components: Callable[[], dict[str, Path]]
 ) -> None:
     signed = prepared(tmp_path, make_components())
-    with pytest.raises(ConfigError, match="variants 0 to 0"):
-        run(request(tmp_path, variant=1), Output(as_json=True, stdout=io.StringIO()))
+    with pytest.raises(ConfigError, match="--variant 1: the run's experts may be 0 or "):
+        run(request(tmp_path, variant="1"), Output(as_json=True, stdout=io.StringIO()))
     ContentStore(tmp_path / "store").remove(signed.manifest.clusters[1].train.info_hash)
     with pytest.raises(ConfigError, match="run prepare again"):
         run(request(tmp_path), Output(as_json=True, stdout=io.StringIO()))
@@ -74,10 +90,20 @@ def test_another_interrupted_training_and_a_folder_of_something_else_are_refused
 ) -> None:
     prepared(tmp_path, make_components())
     quiet = Output(as_json=True, stdout=io.StringIO())
-    with pytest.raises(StoreError, match="not a model"):
+    with pytest.raises(ConfigError, match="not a model"):
         run(request(tmp_path, out=tmp_path / "store"), quiet)
     left = tmp_path / ".model.training"
     left.mkdir()
     (left / "of.txt").write_text("run 00, variant 0, 6 x 16\n")
     with pytest.raises(ConfigError, match="other options"):
         run(request(tmp_path), quiet)
+
+
+def test_a_variant_is_chosen_by_name_or_number() -> None:
+    recipe = toy_recipe()
+    one = recipe.experts[0]
+    both = dataclasses.replace(recipe, experts=(one, dataclasses.replace(one, name="small:ddpm")))
+    assert [variant_number(both, text) for text in ("0", "1", one.name, "small:ddpm")] == [0, 1, 0, 1]
+    for text in ("2", "-1", "", "ddpm", "\N{SUPERSCRIPT ONE}", "9" * 5000):
+        with pytest.raises(ConfigError, match="1 or small:ddpm"):
+            variant_number(both, text)

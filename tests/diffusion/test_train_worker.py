@@ -1,14 +1,21 @@
 """Tests of `paris_p2p.diffusion.train_worker`: as a real child process, and its decisions in this one."""
 
 import dataclasses
+import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import trio
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from paris_p2p.core.yielding import UploadYield
+from paris_p2p.diffusion import ranks, resume, train_worker
 from paris_p2p.diffusion.resume import save_resume
+from paris_p2p.diffusion.shards import Batch, Examples
 from paris_p2p.diffusion.train_worker import Session, error_kind, make_trainer, parse_start, run
 from paris_p2p.diffusion.training import TrainingError
 from paris_p2p.errors import ConfigError, LocalProtocolError
@@ -105,6 +112,9 @@ class RecordedLink:
     def poll(self) -> dict[str, Any] | None:
         return {"type": "stop"} if self.after is not None and len(self.sent) >= self.after else None
 
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        return self.poll()
+
 
 def kinds(link: RecordedLink) -> list[str]:
     return [str(message["type"]) for message in link.sent]
@@ -118,6 +128,78 @@ def test_a_session_reports_checkpoints_at_the_interval_and_at_the_end(tmp_path: 
     assert link.sent[-1] == {"type": "finished", "step": 5}
     assert (Path(checkpoints[-1]["weights"]) / "config.json").is_file()
     assert (Path(checkpoints[-1]["resume"]) / "resume.json").is_file()
+
+
+class FullDisk:
+    """Refuses what is to be written into `folder` the first `times` times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.left = times
+        monkeypatch.setattr(resume, "save_file", self)
+
+    def __call__(self, tensors: Any, path: Path, metadata: Any = None) -> None:
+        if path.name == resume.TENSORS_NAME and self.left:  # the weights did fit
+            self.left -= 1
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, metadata)
+
+
+def test_a_full_disk_does_not_end_training_and_the_next_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch, 1)
+    link = RecordedLink()
+    Session(toy_trainer(toy_recipe(steps=5)), link, tmp_path, 2).run()
+    told = [(m["type"], m["step"]) for m in link.sent if m["type"] in ("unsaved", "checkpoint")]
+    assert told == [("unsaved", 2), ("checkpoint", 4), ("checkpoint", 5)]
+    assert "disk full" in next(m for m in link.sent if m["type"] == "unsaved")["message"]
+    assert not (tmp_path / "step-00000002").exists()  # half of it would take what room there is
+
+
+def test_a_checkpoint_that_found_no_room_is_tried_again_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_worker, "SAVE_AGAIN_S", 0.0)
+    FullDisk(monkeypatch, 1)
+    link = RecordedLink()
+    Session(toy_trainer(toy_recipe(steps=5)), link, tmp_path, 3).run()
+    assert [m["step"] for m in link.sent if m["type"] == "checkpoint"] == [4, 5]
+
+
+def test_a_role_is_not_finished_until_its_last_checkpoint_found_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch, 3)
+    link = RecordedLink()
+    Session(toy_trainer(toy_recipe(steps=5)), link, tmp_path, 10).run()
+    assert kinds(link)[-5:] == ["unsaved", "unsaved", "unsaved", "checkpoint", "finished"]
+    FullDisk(monkeypatch, 100)
+    link = RecordedLink(after=4)
+    Session(toy_trainer(toy_recipe(steps=5)), link, tmp_path / "b", 5).run()
+    assert kinds(link)[-1] == "stopped" and "checkpoint" not in kinds(link)
+
+
+class SlowReader(Examples):
+    """Images that come from a slow disk."""
+
+    def gather(self, indices: torch.Tensor) -> Batch:
+        time.sleep(0.02)
+        return super().gather(indices)
+
+
+def test_a_trainer_whose_images_come_slowly_says_that_it_waits_and_uploads_yield(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_worker, "REPORT_INTERVAL_S", 0.0)
+    trainer, link = toy_trainer(toy_recipe(steps=8)), RecordedLink()
+    trainer.train_data = SlowReader(trainer.train_data.shards)
+    Session(trainer, link, tmp_path, 100).run()
+    steps = [message for message in link.sent if message["type"] == "step"]
+    assert len(steps) == 8 and all(0.02 <= m["waited_s"] <= m["seconds"] for m in steps)
+    uploads = UploadYield()
+    for now, message in enumerate(steps):
+        uploads.report(message["images_per_s"], 1e6, float(now), message["waited_s"] / message["seconds"])
+    assert uploads.yielding
 
 
 def test_a_bad_resume_bundle_ends_it_before_it_is_ready(tmp_path: Path) -> None:
@@ -249,3 +331,18 @@ def test_a_manifest_with_other_tensors_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match="another version"):
         toy_trainer(odd)
+
+
+def test_every_process_of_a_machine_is_told_the_variant_that_the_first_one_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+
+    def no_others(count: int, message: dict[str, object]) -> AbstractContextManager[None]:
+        told.append(message["variant"])
+        return nullcontext()
+
+    monkeypatch.setattr(ranks, "further_ranks", no_others)
+    message = {**start_message(tmp_path, toy_recipe()), "variant": None}
+    run(parse_start(message), RecordedLink(after=1), message)
+    assert told == [0]

@@ -26,7 +26,7 @@ def prepared(stage: Any) -> Path:
             f'{{"file_name": "{number}.png", "text": "a {"bright" if number % 2 else "dark"} picture"}}'
         )
     (source / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    options = ("--clusters", 2, "--steps", STEPS, "--name", "small")
+    options = ("--clusters", 2, "--steps", STEPS, "--name", "small", "--short-lease")
     program = stage.here("prepare", source, "--out", out, *options, home="organiser")
     assert program.wait() == 0, program.tail()
     event = program.events[-1]

@@ -75,6 +75,8 @@ class Hub:
         self.nodes: dict[NodeId, MemoryNetwork] = {}
         self.holders: list[Peer] = []
         self.dials = 0
+        self.dead_s = 0.0
+        """How long it takes to find that nobody is there."""
 
     async def find_peers(self, info_hash: InfoHash) -> Sequence[Peer]:
         return list(self.holders)
@@ -100,10 +102,12 @@ class MemoryNetwork:
     def serve(self, handler: StreamHandler) -> None:
         self._handler = handler
 
-    async def dial(self, peer: Peer) -> ByteStream:
+    async def dial(self, peer: Peer, *, knock_s: float | None = None) -> ByteStream:
         self._hub.dials += 1
         await trio.sleep(0.05)
         target = self._hub.nodes.get(peer.node_id)
+        if target is None and self._hub.dead_s:
+            await trio.sleep(self._hub.dead_s if knock_s is None else min(knock_s, self._hub.dead_s))
         if target is None or target._handler is None:
             raise TransportError("nobody there")
         here, there = trio.testing.memory_stream_pair()

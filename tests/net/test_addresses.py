@@ -1,5 +1,8 @@
 """Addresses: what can be dialled and listened on, and which are told to others."""
 
+import errno
+import os
+import re
 import socket
 
 import pytest
@@ -8,6 +11,7 @@ from paris_p2p.errors import ConfigError, NetworkError
 from paris_p2p.net.addresses import (
     Endpoint,
     bind,
+    cannot_listen,
     chosen,
     dialable,
     is_tls,
@@ -60,14 +64,28 @@ def test_nobody_listens_as_somebody_else() -> None:
         listen_endpoint("/ip4/127.0.0.1/tcp/0/p2p/12D3KooWabc")
 
 
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EADDRNOTAVAIL, "no network interface here has that address: .*/ip4/0.0.0.0/"),
+        (errno.EACCES, "ports below 1024 need privileges, choose a higher one"),
+        (errno.EAFNOSUPPORT, "no IPv6: listen on an /ip4/"),
+        (errno.ENOBUFS, "choose another address with --listen"),
+    ],
+)
+def test_why_a_socket_is_refused_comes_with_what_to_do(code: int, remedy: str) -> None:
+    said = str(cannot_listen(Endpoint("192.0.2.1", 4001, True), OSError(code, os.strerror(code))))
+    assert re.search(f"cannot listen on /ip4/192.0.2.1/tcp/4001/tls: .*{remedy}", said)
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.socket() as taken, socket.socket() as second:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         endpoint = Endpoint("127.0.0.1", taken.getsockname()[1], True)
-        with pytest.raises(NetworkError, match=f"{endpoint.port}/tls: the port is taken"):
+        with pytest.raises(NetworkError, match=f"port {endpoint.port} is taken .*--listen"):
             bind(second, endpoint)
-        with pytest.raises(NetworkError, match="the port is taken"):
+        with pytest.raises(NetworkError, match="is taken by another program"):
             probe(endpoint)
 
 

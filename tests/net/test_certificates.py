@@ -2,7 +2,10 @@
 
 import datetime
 import ssl
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -433,5 +436,16 @@ def test_an_endless_certificate_is_not_even_read() -> None:
         owner_of(bytes(MAX_CERTIFICATE_BYTES + 1), NOW)
 
 
-def test_the_key_is_given_to_ssl_and_left_nowhere() -> None:
-    load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *make_certificate(ALICE))
+def test_the_key_is_given_to_ssl_and_left_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    certificate, private = make_certificate(ALICE)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    load_into(server, certificate, private)
+    assert list(tmp_path.iterdir()) == []
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
+    for end in (*ends, ends[0]):
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert ends[0].getpeercert(binary_form=True) == der(certificate)

@@ -171,7 +171,9 @@ async def test_a_download_goes_on_over_the_next_circuit_when_one_has_had_its_sha
         began = trio.current_time()
         it.check(await it.fetch(relay))
         seconds = trio.current_time() - began
-        assert len(relay.passed) >= 3 and max(relay.passed) <= budget.circuit_bytes
+        while len(relay.passed) < 3:  # the last circuit ends a little after the fetch
+            await trio.sleep(0.1)
+        assert max(relay.passed) <= budget.circuit_bytes
         assert sum(relay.passed) <= budget.bytes_per_s * (seconds + 1)
         assert seconds < 2 * LENGTH / budget.bytes_per_s + 10 * len(relay.passed)
 

@@ -3,7 +3,8 @@
 import pytest
 
 from paris_p2p.errors import ConfigError
-from paris_p2p.net.limits import SwarmLimits
+from paris_p2p.ids import NodeId
+from paris_p2p.net.limits import MAX_TAKERS, Served, SwarmLimits
 
 
 @pytest.mark.parametrize("name", ["up_bytes_per_s", "per_peer_down_bytes_per_s", "max_peers", "seed_ratio"])
@@ -24,3 +25,14 @@ def test_an_item_is_seeded_until_ratio_or_time_is_reached() -> None:
     assert not for_ever.seeded_enough(10**12, 1, 1e9)
     assert not limited.seeded_enough(199, 100, 59.0)
     assert limited.seeded_enough(200, 100, 0.0) and limited.seeded_enough(0, 100, 60.0)
+
+
+def test_who_took_an_eighth_of_an_item_is_known_to_copy_it() -> None:
+    served = Served(0.0, 800)
+    served.sent(NodeId(b"a" * 32), 99)
+    served.sent(NodeId(b"b" * 32), 60)
+    served.sent(NodeId(b"b" * 32), 40)
+    assert served.takers() == {NodeId(b"b" * 32)} and served.bytes == 199
+    for number in range(MAX_TAKERS):
+        served.sent(NodeId(number.to_bytes(32, "big")), 1)
+    assert len(served.by_peer) == MAX_TAKERS and not served.takers()

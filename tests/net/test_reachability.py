@@ -1,5 +1,5 @@
 """How a node finds out whether others can dial it, and stays reachable when they cannot: the whole state
-machine, with helpers that help, refuse, vanish or lie."""
+machine, with helpers that help, refuse, vanish or lie, strangers and chosen ones."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +13,8 @@ from trio.testing import MockClock
 from paris_p2p.errors import TransportError
 from paris_p2p.ids import NodeId
 from paris_p2p.net.addresses import Endpoint
-from paris_p2p.net.reachability import LOOK_S, RELAYS, RELOOK_S, Reachability
+from paris_p2p.net.arrivals import Arrivals
+from paris_p2p.net.reachability import LOOK_S, RELAYS, RELOOK_S, TOLD_S, Reachability
 from paris_p2p.net.tls_stream import DIRECT, PUNCHED, RELAYED
 from paris_p2p.net.transport import Peer
 from paris_p2p.wire.identity import Identity, peer_id_text
@@ -28,17 +29,26 @@ THROUGH_ROUTER = f"/ip4/{ROUTER}/tcp/4001/tls/p2p/{ME}"
 
 
 class Helper:
-    """A public node. `answer`: what it says to a probe, None when it is silent; `grants` reservations until
-    it is `gone`."""
+    """A public node at a site of its own, or at that of `host`. `answer`: what it says to a probe, None when
+    it is silent; it got through when it says so, unless it `lies`; it `grants` reservations until it is
+    `gone`."""
 
     def __init__(
-        self, number: int, answer: Answer | None, *, grants: bool = True, stands_s: float = 1e9
+        self,
+        number: int,
+        answer: Answer | None,
+        *,
+        grants: bool = True,
+        stands_s: float = 1e9,
+        host: str = "",
+        lies: bool = False,
     ) -> None:
         self.node_id = NodeId(bytes([number]) * 32)
-        self.answer, self.grants, self.stands_s = answer, grants, stands_s
+        self.answer, self.grants, self.stands_s, self.lies = answer, grants, stands_s, lies
+        self.host = host or f"198.51.{number}.1"
         self.gone = trio.Event()
         self.probed = self.asked = self.holding = 0
-        self.address = f"/ip4/198.51.100.{number}/tcp/4001/tls"
+        self.address = f"/ip4/{self.host}/tcp/{4000 + number}/tls"
 
     @property
     def circuit(self) -> str:
@@ -55,6 +65,7 @@ class Internet:
     def __init__(self, *helpers: Helper) -> None:
         self.helpers = {helper.address: helper for helper in helpers}
         self.endpoints = [LISTENING]
+        self.arrivals = Arrivals()
         self.last_path = DIRECT
         self.searches = 0
         self.down = False
@@ -67,11 +78,13 @@ class Internet:
 
     async def probe(self, helper: Endpoint, port: int) -> Answer:
         assert port == LISTENING.port
-        there = self.helpers[helper.text()]
-        there.probed += 1
+        there = self.helpers.get(helper.text())
         await trio.sleep(0.1)
-        if there.answer is None:
+        if there is None or there.answer is None:
             raise TransportError("no answer")
+        there.probed += 1
+        if there.answer.status is Status.OK and not there.lies:
+            self.arrivals.note(there.host, trio.current_time())
         return there.answer
 
     async def hold(self, _: NodeId, relay: Endpoint, reserved: Callable[[Answer], None]) -> None:
@@ -91,11 +104,16 @@ class Internet:
 
 
 @asynccontextmanager
-async def node(around: Internet) -> AsyncIterator[Reachability]:
+async def node(around: Internet, *chosen: Helper) -> AsyncIterator[Reachability]:
+    """`chosen`: the helpers that the operator chose; their hosts are known, but not their ports."""
+
+    async def choose() -> list[Endpoint]:
+        return [Endpoint(helper.host, 1, tls=True) for helper in chosen]
+
     any_host = cast(Any, around)
     reachability = Reachability(any_host, any_host, ME, random.Random(1))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reachability.run, around.find)
+        nursery.start_soon(reachability.run, around.find, choose)
         yield reachability
         nursery.cancel_scope.cancel()
 
@@ -107,10 +125,10 @@ async def node(around: Internet) -> AsyncIterator[Reachability]:
         ([None, None], True, DIRECT, "unknown", None),
         ([BUSY], True, DIRECT, "unknown", None),
         ([REACHED], True, DIRECT, "direct", None),
-        ([REACHED, REACHED, BLOCKED], True, DIRECT, "direct", None),  # one lies, or is cut off itself
+        ([REACHED, BLOCKED, BLOCKED], True, DIRECT, "direct", None),  # two lie, or are cut off themselves
         ([MAPPED, MAPPED, BLOCKED], True, DIRECT, "mapped", THROUGH_ROUTER),
         ([REACHED, REACHED, MAPPED], True, DIRECT, "direct", None),  # one would send our callers elsewhere
-        ([BLOCKED, BLOCKED, REACHED], True, RELAYED, "relayed", "p2p-circuit"),
+        ([BLOCKED, BLOCKED, None], True, RELAYED, "relayed", "p2p-circuit"),
         ([BLOCKED], True, PUNCHED, "punched", "p2p-circuit"),
         ([BLOCKED, BLOCKED], False, DIRECT, "outbound-only", None),
     ],
@@ -214,3 +232,76 @@ async def test_a_helper_is_asked_at_the_address_that_we_can_dial(autojump_clock:
         await trio.sleep(5)
         assert reachability.state == "direct"
         nursery.cancel_scope.cancel()
+
+
+def crowd(answer: Answer, count: int = 40, **how: Any) -> list[Helper]:
+    """One stranger's port under many keys."""
+    return [Helper(100 + number, answer, host="203.0.113.66", **how) for number in range(count)]
+
+
+async def test_strangers_cannot_talk_a_node_that_is_dialled_out_of_it(autojump_clock: MockClock) -> None:
+    honest = Helper(1, REACHED)
+    for around, chosen in (
+        (Internet(honest, *crowd(BLOCKED)), []),
+        (Internet(honest, *[Helper(n, BLOCKED) for n in range(2, 40)]), [honest]),  # each at another site
+    ):
+        async with node(around, *chosen) as reachability:
+            await trio.sleep(5)
+            assert (reachability.state, reachability.addresses) == ("direct", ())
+
+
+async def test_strangers_alone_never_make_it_certain_that_nobody_gets_through(
+    autojump_clock: MockClock,
+) -> None:
+    async with node(Internet(*crowd(BLOCKED))) as reachability:
+        await trio.sleep(30)
+        assert reachability.state == "relayed" and not reachability.certain
+    silent = Helper(1, BLOCKED)
+    async with node(Internet(silent, *crowd(BLOCKED)), silent) as reachability:
+        await trio.sleep(30)
+        assert reachability.state == "relayed" and reachability.certain
+        silent.answer = None  # what it said stands for a while
+        await trio.sleep(TOLD_S / 2)
+        assert reachability.certain
+        await trio.sleep(TOLD_S)
+        assert not reachability.certain
+
+
+async def test_who_says_that_it_got_through_and_did_not_is_not_believed(autojump_clock: MockClock) -> None:
+    liars = [Helper(number, REACHED, lies=True) for number in range(1, 9)]
+    behind = Helper(20, BLOCKED)
+    async with node(Internet(*liars)) as reachability:
+        await trio.sleep(30)
+        assert reachability.state == "unknown"
+    async with node(Internet(*liars, behind), behind) as reachability:
+        await trio.sleep(30)
+        assert reachability.state == "relayed" and reachability.certain
+
+
+async def test_whoever_came_from_outside_proves_it_for_a_while(autojump_clock: MockClock) -> None:
+    blocked = Helper(1, BLOCKED)
+    around = Internet(blocked)
+    async with node(around, blocked) as reachability:
+        for host in ("192.168.1.5", "10.0.0.9", "192.0.2.200", "127.0.0.1", "fd00::7"):
+            around.arrivals.note(host, trio.current_time())  # neighbours come without passing a router
+        await trio.sleep(5)
+        assert reachability.state == "relayed"
+        await trio.sleep(RELOOK_S - 30)
+        around.arrivals.note("9.9.9.9", trio.current_time())
+        await trio.sleep(60)
+        state: str = reachability.state
+        assert state == "mapped" and reachability.addresses == (THROUGH_ROUTER,)
+        await trio.sleep(2 * RELOOK_S)
+        assert reachability.state == "relayed"
+
+
+async def test_one_strangers_keys_are_asked_once_and_are_not_all_our_relays(
+    autojump_clock: MockClock,
+) -> None:
+    many = crowd(BLOCKED)
+    chosen, other = Helper(1, BLOCKED), Helper(2, BLOCKED)
+    async with node(Internet(*many, chosen, other), chosen):
+        await trio.sleep(5)
+        assert sum(liar.probed for liar in many) == 1
+        await trio.sleep(30)
+        assert chosen.holding and sum(relay.holding for relay in many) <= 1

@@ -15,8 +15,9 @@ from trio.testing import MockClock
 from paris_p2p.core.session import Session
 from paris_p2p.errors import RemoteProtocolError, StoreError, TransportError
 from paris_p2p.ids import InfoHash, NodeId, PieceIndex
-from paris_p2p.net.connection import MAX_BACKLOG_BYTES, Connection, receive_hello
+from paris_p2p.net.connection import GREETING_S, MAX_BACKLOG_BYTES, Connection, receive_hello
 from paris_p2p.net.item import Item
+from paris_p2p.net.metadata import GRACE_S
 from paris_p2p.net.swarm import Peer, Progress, Swarm, swarm_over
 from paris_p2p.net.transport import ByteStream
 from paris_p2p.store.content_store import ContentStore
@@ -95,21 +96,27 @@ async def test_a_complete_leecher_serves_the_next_one(world: World, autojump_clo
 
 
 async def test_peers_of_peers_are_found_by_peer_exchange(world: World, autojump_clock: MockClock) -> None:
-    seed, other, mine = world.store("seed"), world.store("other"), world.store("mine")
+    seed, mine = world.store("seed"), world.store("mine")
     ref = world.content(seed, pieces=400)
-    world.content(other, pieces=400)
-    seed_network, other_network = world.network(), world.network()
-    async with world.node(seed, seed_network), world.node(other, other_network) as hidden:
-        relay_network, relay_store = world.network(), world.store("relay")
-        async with world.node(relay_store, relay_network) as relay, world.node(mine) as swarm:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    # the relay knows the hidden seeder; we know the relay only
-                    nursery.start_soon(lambda: relay.fetch(ref, peers=[other_network.peer]))
-                    await trio.sleep(0.5)
-                    await swarm.fetch(ref, peers=[relay_network.peer])
-                    scope.cancel()
-        assert hidden.rates().up_bytes > 0
+    hidden, relay_network, relay_store = world.network(), world.network(), world.store("relay")
+    met: set[NodeId] = set()
+
+    def look(progress: Progress) -> None:
+        if ref.info_hash in swarm._items:
+            met.update(swarm._items[ref.info_hash].connections)
+
+    async with (
+        world.node(seed, hidden),
+        world.node(relay_store, relay_network) as relay,
+        world.node(mine) as swarm,
+        trio.open_nursery() as nursery,
+    ):
+        # the relay knows the hidden seeder; we know the relay only
+        nursery.start_soon(lambda: relay.fetch(ref, peers=[hidden.peer]))
+        await trio.sleep(0.5)
+        await swarm.fetch(ref, peers=[relay_network.peer], on_progress=look)
+        nursery.cancel_scope.cancel()
+    assert met == {hidden.node_id, relay_network.node_id}
 
 
 async def serve_badly(
@@ -229,8 +236,26 @@ async def test_a_peer_that_says_nothing_at_all_does_not_hold_the_fetch(
         await trio.sleep_forever()
 
     deaf.serve(nothing)
+    start = trio.current_time()
     async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
         await swarm.fetch(ref, peers=[deaf.peer, honest.peer])
+        assert trio.current_time() - start < GREETING_S / 2
+    assert mine.verify(ref.info_hash) == []
+
+
+async def test_of_peers_that_say_nothing_at_all_each_is_waited_for_a_while_and_no_longer(
+    world: World, autojump_clock: MockClock
+) -> None:
+    mine, ref = world.store("mine"), world.content(world.store("seed"))
+    deaf = world.network()
+
+    async def nothing(node_id: NodeId, stream: ByteStream) -> None:
+        await trio.sleep_forever()
+
+    deaf.serve(nothing)
+    async with world.node(mine) as swarm:
+        with pytest.raises(TransportError, match=f"no hello within {GREETING_S:.0f} s"):
+            await swarm.fetch(ref, peers=[deaf.peer], stall_timeout_s=2 * GREETING_S)
 
 
 async def test_a_stranger_sending_garbage_is_banned_and_nobody_else_notices(
@@ -449,6 +474,7 @@ async def test_nothing_is_said_on_a_session_that_has_ended(world: World, autojum
             item = node._items[ref.info_hash]
             connection = next(iter(item.connections.values()))
             connection.session.bye(m.BYE_LEAVING, "")  # as while the goodbye is being written
+            said = list(connection._control)
             connection.bitfield_sent = False
             connection.known_peers.add(world.network().node_id)
             item._peers_sent = -1000.0
@@ -457,8 +483,12 @@ async def test_nothing_is_said_on_a_session_that_has_ended(world: World, autojum
             connection.choke(not connection.session.am_choking)
             node._rechoke()
             if item.download is not None:
+                assert item.download._scheduler is not None
+                item.download._scheduler.picker.peer_lacks(connection, PieceIndex(0))
+                connection.bitfield_sent = True
                 item.download._tell(connection, PieceIndex(0), trio.current_time())
                 item.download.fill_all()
+            assert list(connection._control) == said
         nursery.cancel_scope.cancel()
 
 
@@ -613,8 +643,11 @@ async def test_a_source_frozen_before_the_metadata_costs_little_of_the_stall_tim
 
     frozen.serve(freeze)
     async with world.node(mine) as swarm, world.node(seed, honest := world.network()):
-        with trio.fail_after(12.0):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: swarm.fetch(ref, peers=[frozen.peer], stall_timeout_s=12.0))
-                await trio.sleep(1.0)
-                nursery.start_soon(lambda: swarm.fetch(ref, peers=[honest.peer]))
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: swarm.fetch(ref, peers=[frozen.peer], stall_timeout_s=12.0))
+            await trio.sleep(1.0)
+            assert frozen.node_id in swarm._items[ref.info_hash].connections  # and it is what is asked
+            await swarm.fetch(ref, peers=[honest.peer])
+        assert GRACE_S <= trio.current_time() - start < GRACE_S + 3.0
+    assert mine.verify(ref.info_hash) == []

@@ -1,6 +1,5 @@
 """Limits, priorities and the seeder's first copy, through the real driver on virtual time."""
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import trio
 from trio.testing import MockClock
 
 from paris_p2p.errors import StoreError, TransportError
-from paris_p2p.net.swarm import Progress, Swarm, SwarmLimits, swarm_over
+from paris_p2p.ids import InfoHash
+from paris_p2p.net.swarm import Progress, Swarm, SwarmLimits
 from paris_p2p.store.partial import PartialItem
 from paris_p2p.wire.content import ContentRef
-from tests.net.memory_network import PIECE, World, at_once
+from tests.net.memory_network import PIECE, World
 
 
 async def timed(swarm: Swarm, ref: ContentRef) -> float:
@@ -149,9 +149,27 @@ async def test_an_item_is_no_longer_served_when_its_ratio_is_reached(
         async with world.node(second) as swarm:
             with pytest.raises(TransportError, match="no source delivered"):
                 await swarm.fetch(ref, stall_timeout_s=10.0)
+        assert source.refuses(ref.info_hash)
         source.set_limits(replace(limits, seed_ratio=None))
         async with world.node(second) as swarm:
             await swarm.fetch(ref)
+
+
+async def test_what_others_count_on_is_served_whatever_its_ratio(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """A checkpoint that counts as held here must be had from here: a take-over may come to need it."""
+    seed, first, second = world.store("seed"), world.store("first"), world.store("second")
+    ref, kept = world.content(seed), set[InfoHash]()
+    async with world.node(seed, holder=True, limits=SwarmLimits(seed_ratio=1.0)) as source:
+        source.keep_serving(lambda: kept)
+        kept.add(ref.info_hash)
+        for store in (first, second):
+            async with world.node(store) as swarm:
+                await swarm.fetch(ref, stall_timeout_s=10.0)
+        assert not source.refuses(ref.info_hash)
+        kept.clear()
+        assert source.refuses(ref.info_hash)
 
 
 async def test_pieces_found_on_disk_once_the_layer_is_known_are_served(
@@ -204,12 +222,3 @@ async def test_a_bug_while_storing_ends_the_fetch_and_not_the_node(
         monkeypatch.setattr(PartialItem, "write_piece", good)
         await swarm.fetch(ref)
     assert mine.verify(ref.info_hash) == []
-
-
-async def test_a_swarm_opens_without_limits(world: World, autojump_clock: MockClock) -> None:
-    network, store = world.network(), world.store("mine")
-    rng = random.Random(1)
-    async with swarm_over(
-        network, store, find_peers=world.hub.find_peers, rng=rng, blocking=at_once
-    ) as swarm:
-        assert swarm.rates().peers == 0

@@ -223,7 +223,7 @@ async def test_nobody_there_and_a_taken_port_are_named() -> None:
                 await bob.dial(ALICE.node_id, endpoint)
             assert not await can_connect(endpoint)
         unused.listen()
-        with pytest.raises(NetworkError, match="the port is taken"):
+        with pytest.raises(NetworkError, match="is taken by another program"):
             async with open_tls_host(BOB, [endpoint]):
                 pass
 

@@ -3,7 +3,7 @@ copies verified items between stores, and a trainer that follows a script. Time 
 
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -65,11 +65,15 @@ Script = Callable[["Trainer"], Awaitable[None]]
 
 
 class MemoryDht:
-    """The DHT client of one node. `down`: requests fail when their deadline passes."""
+    """The DHT client of one node. `down`: requests fail when their deadline passes; else they take `takes_s`;
+    `late`: keys that are not read by those who do not wait for them; `vouched`: owners it was told of."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
         self.down = False
+        self.takes_s = 0.05
+        self.late: set[tuple[str, bytes]] = set()
+        self.vouched: list[NodeId] = []
         self.notices: tuple[Any, ...] = ()
         self.published: list[SignedRecord] = []
 
@@ -90,24 +94,31 @@ class MemoryDht:
     async def read_some(
         self, keys: Sequence[tuple[str, bytes]], *, patience_s: float, deadline_s: float = 30.0
     ) -> list[list[Record] | None]:
-        return list(await self.read_many(keys, deadline_s=deadline_s))
+        found = await self.read_many(keys, deadline_s=deadline_s)
+        return [None if key in self.late else some for key, some in zip(keys, found, strict=True)]
+
+    def vouch_for(self, owners: Iterable[NodeId]) -> None:
+        self.vouched += owners
 
     async def _travel(self, deadline_s: float) -> None:
         if self.down:
             await trio.sleep(deadline_s)
             raise TransportError(f"the DHT did not answer in {deadline_s:.0f} s")
-        await trio.sleep(0.05)
+        await trio.sleep(self.takes_s)
 
 
 class MemorySwarm:
     """The swarm of one node: an item comes from any other node's store, whole, or not at all."""
 
-    def __init__(self, world: "World", store: ContentStore, port: int) -> None:
-        self._world, self._store = world, store
+    def __init__(self, world: "World", store: ContentStore, port: int, node_id: NodeId) -> None:
+        self._world, self._store, self.node_id = world, store, node_id
         self.addresses: tuple[str, ...] = (f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooW",)
         self.asked: list[ContentRef] = []
+        self.urgent: list[ContentRef] = []  # of these, what was to go before other fetches
         self.under_way: set[InfoHash] = set()
         self.yielding = False
+        self.satisfied: set[InfoHash] = set()  # served as much as ratio and time ask for
+        self.must_serve: Callable[[], Container[InfoHash]] = frozenset
         self.reachability: Any = None
 
     async def fetch(
@@ -120,9 +131,12 @@ class MemorySwarm:
         priority: int = 0,
     ) -> Path:
         self.asked.append(ref)
+        if priority > 0:
+            self.urgent.append(ref)
         await trio.lowlevel.checkpoint()
         for other in (self._store, *self._world.stores):
             if other.has(ref.info_hash):
+                self._world.taken.add((id(other), ref.info_hash, self.node_id))
                 self._store.adopt(other, ref.info_hash)
                 return self._store.files(ref.info_hash)
         self.under_way.add(ref.info_hash)
@@ -137,6 +151,20 @@ class MemorySwarm:
 
     def yield_uploads(self, yielding: bool) -> None:
         self.yielding = yielding
+
+    def keep_serving(self, must_serve: Callable[[], Container[InfoHash]]) -> None:
+        self.must_serve = must_serve
+
+    def takers(self, info_hash: InfoHash) -> frozenset[NodeId]:
+        return frozenset(
+            who for store, item, who in self._world.taken if (store, item) == (id(self._store), info_hash)
+        )
+
+    def prefer(self, whom: Callable[[], Iterable[NodeId]]) -> None:
+        self.preferred = whom
+
+    def refuses(self, info_hash: InfoHash) -> bool:
+        return info_hash in self.satisfied and info_hash not in self.must_serve()
 
     def fetching(self) -> frozenset[InfoHash]:
         return frozenset(self.under_way)
@@ -183,14 +211,14 @@ class Trainer:
         self.say("ready", step=step, total_steps=STEPS, device="cpu")
 
     def step(self, step: int) -> None:
-        self.say("step", step=step, loss=0.5, images_per_s=100.0)
+        self.say("step", step=step, loss=0.5, images_per_s=100.0, seconds=1.0, waited_s=0.0)
 
-    def checkpoint(self, step: int) -> None:
+    def checkpoint(self, step: int, loss: float | None = None) -> None:
         """Write real folders and hand them over."""
         folder = Path(self.start["out"]) / f"step-{step}"
         write_checkpoint(folder, Role(self.start["role"]), f"{self.start['role']} {step}")
         weights, resume = str(folder / "weights"), str(folder / "resume")
-        self.say("checkpoint", step=step, heldout_loss=1.0 / step, weights=weights, resume=resume)
+        self.say("checkpoint", step=step, heldout_loss=loss or 1.0 / step, weights=weights, resume=resume)
 
 
 def write_checkpoint(folder: Path, role: Role, content: str) -> None:
@@ -235,6 +263,7 @@ class World:
         self.measure: Callable[[dict[str, Any]], dict[str, Any]] = no_torch
         self.asked_to_measure: list[dict[str, Any]] = []
         self.trainers: list[Trainer] = []
+        self.taken: set[tuple[int, InfoHash, NodeId]] = set()  # from which store, what, by whom
         self.prepared = ContentStore(folder / "prepared" / "store")
         self.signed = self.make_run("digits")
         self._ports = iter(range(4001, 5000))
@@ -287,7 +316,7 @@ class World:
         self.stores.append(store)
         save_manifest(home, self.signed)
         identity = Identity(name.encode().ljust(32, b"."))
-        swarm = MemorySwarm(self, store, next(self._ports))
+        swarm = MemorySwarm(self, store, next(self._ports), identity.node_id)
         return Network(home, identity, store, cast(Any, MemoryDht(self)), cast(Any, swarm), ("/boot",))
 
     def run_node(

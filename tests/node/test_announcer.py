@@ -74,7 +74,7 @@ async def test_a_removed_item_is_no_longer_renewed(
     announcer.provide([item.info_hash, other.info_hash])
     await announcer.flush()
     network.store.remove(item.info_hash)
-    announcer.forget_removed()
+    announcer.forget_refused()
     await trio.sleep(PROVIDE_TTL_S - 1)
     await announcer.flush()
     await trio.sleep(2)

@@ -1,16 +1,23 @@
 """Whole nodes among hostile strangers: no claim is lost, nothing false believed, the good model found."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from paris_node import checker
+from paris_node.checker import WEIGHTS_FILE
+from paris_node.judging import PUBLISHING
 from paris_node.run_node import EXAMINE_STALL_S
 from paris_p2p import clock
 from paris_p2p.core.accept import LOSS_SLACK, LOSS_TOLERANCE
 from paris_p2p.errors import RemoteProtocolError
 from paris_p2p.ids import Role
 from paris_p2p.store.content_store import ContentStore
+from paris_p2p.store.weights import NearLimitError
+from paris_p2p.wire.checkpoint import check_statement, statement_digest
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import ClaimRecord, SignedRecord, record_key, role_scope, sign_record
 
@@ -110,6 +117,24 @@ async def test_a_loss_between_two_honest_measurements_makes_nobody_a_liar(
     assert node.checker.known().liars == set()
 
 
+async def test_weights_whose_size_is_the_limit_make_nobody_a_liar(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine they add up to a little less."""
+    bait, _ = finished_by(world, "mallory")
+    form = Identity(b"f" * 32)
+    world.takes_part(form)
+    world.attests(form, ROLE, bait)
+
+    def refuses(*_: Any) -> None:
+        raise NearLimitError("tensor 'w' holds values of an insane size")
+
+    monkeypatch.setattr(checker, "check_weights_file", refuses)
+    node, _ = world.run_node(world.network("bob", seeds=True), mirror=True)
+    await run_for(20, node.announce_loop, node.replicate_loop)
+    assert bait in node.checker.known().rejected and node.checker.known().liars == set()
+
+
 async def test_a_false_statement_about_good_weights_does_not_take_them_away_from_an_honest_copy(
     world: Any, autojump_clock: Any
 ) -> None:
@@ -201,7 +226,16 @@ async def test_a_trainer_keeps_announcing_what_others_copy_until_it_is_safe(
         await node.hold(*made[-1])
     (shown,) = (await node.observe()).candidates[ROLE]
     assert shown.data == made[0][0] and [s.step for _, s in node.ledger.held()] == [10, 40]
+    await run_for(5, node.replicate_loop)
+    for who in CROWD[:2]:  # they hold nothing
+        world.takes_part(who)
+        world.announces(who, made[0][0], ROLE)
+    await run_for(5, node.replicate_loop)
+    assert {one.statement.step for one in (await node.observe()).candidates[ROLE]} == {10}
+    assert node.lacks_copies(ROLE)
     world.announces(MALLORY, made[0][0], ROLE)
+    for item in (made[0][1].weights, made[0][1].resume):
+        world.taken.add((id(network.store), item.info_hash, MALLORY.node_id))
     await run_for(5, node.replicate_loop)
     observation = await node.observe()
     assert observation.safe[ROLE].step == 10 and made[0][0] in node.ledger
@@ -209,3 +243,101 @@ async def test_a_trainer_keeps_announcing_what_others_copy_until_it_is_safe(
     last = world.checkpoint(network.identity, ROLE, 50, term=term, store=network.store)
     await node.hold(*last)
     assert sorted(s.step for _, s in node.ledger.held()) == [10, 40, 50]  # safe, announced, newest
+
+
+def noise(world: Any, network: Any, step: int) -> bytes:
+    """Untrained values of the right form, said to be all but finished in a term above all others."""
+    mallory = network.identity
+    bad, _ = world.checkpoint(mallory, ROLE, step, term=1000 << 32, store=network.store, loss=0.001)
+    world.announces(mallory, bad, ROLE)
+    world.takes_part(mallory)
+    return bytes(bad)
+
+
+def measuring(world: Any, losses: dict[bytes, float]) -> None:
+    """What those who measure find: by signed statement."""
+
+    def content(data: bytes) -> bytes:
+        item = check_statement(data).weights.info_hash
+        keeper = next(store for store in world.stores if store.has(item))
+        return bytes((keeper.files(item) / WEIGHTS_FILE).read_bytes())
+
+    found = {content(data): loss for data, loss in losses.items()}
+    world.measure = lambda message: {
+        "type": "measured",
+        "loss": found[(Path(message["weights"]) / WEIGHTS_FILE).read_bytes()],
+        "baseline": 1.2,
+    }
+
+
+def publisher(world: Any) -> Any:
+    """The organiser's node, which mirrors."""
+    node, _ = world.run_node(
+        dataclasses.replace(world.network("publisher", seeds=True), identity=ORGANISER), mirror=True
+    )
+    node.progress.activity = PUBLISHING
+    return node
+
+
+async def test_noise_that_is_all_but_finished_is_measured_and_not_what_the_run_goes_by(
+    world: Any, autojump_clock: Any
+) -> None:
+    alice, mallory = world.network("alice", seeds=True), world.network("mallory", seeds=True)
+    bad, term = noise(world, mallory, 99), world.holds(alice.identity, ROLE)
+    good, _ = world.checkpoint(alice.identity, ROLE, 75, term=term, store=alice.store)
+    world.announces(alice.identity, good, ROLE)
+    measuring(world, {good: 0.5, bad: 1.3})
+    node = publisher(world)
+    await run_for(60, node.announce_loop, node.replicate_loop)
+    viewer, _ = world.run_node(world.network("viewer"))
+    found = await viewer.observe()
+    assert found.newest[ROLE].data == found.candidates[ROLE][0].data == good
+    assert [one.credible for one in found.candidates[ROLE]] == [True, False]
+    assert [data for data, _ in node.ledger.held()] == [good]
+    assert checks_of(world, ORGANISER) == {(False, None), (True, 0.5)}
+
+
+def checks_of(world: Any, who: Identity) -> set[tuple[bool, float | None]]:
+    """What `who` says of the role's checkpoints."""
+    said = world.live("attest", role_scope(world.signed.run_id, ROLE))
+    return {
+        (one.good, one.loss)
+        for record in said
+        if record.owner == who.node_id
+        for one in record.payload.checks
+    }
+
+
+async def test_what_the_run_goes_by_is_copied_first_and_vouched_for_when_it_was_measured(
+    world: Any, autojump_clock: Any
+) -> None:
+    """A stranger that won the claim trains nothing: copies of it are not kept, and nobody says it is good."""
+    mallory = world.network("mallory", seeds=True)
+    bad, _ = world.checkpoint(
+        mallory.identity, ROLE, 50, term=world.holds(mallory.identity, ROLE), store=mallory.store
+    )
+    world.announces(mallory.identity, bad, ROLE)
+    measuring(world, {bad: 1.3})
+    node, held = publisher(world), []
+
+    async def watch() -> None:
+        while True:
+            await trio.sleep(0.5)
+            held.append((bad in node.ledger, checks_of(world, ORGANISER)))
+
+    await run_for(30, node.announce_loop, node.replicate_loop, watch)
+    assert (True, set()) in held and held[-1] == (False, {(False, None)})
+    assert bad not in {r.payload.statement for r in world.live("announce", b"")} and not node.ledger.held()
+
+
+async def test_what_was_copied_and_never_measured_is_not_vouched_for_after_a_restart(
+    world: Any, autojump_clock: Any
+) -> None:
+    network = world.network("alice", seeds=True)
+    node, _ = world.run_node(network)
+    data, statement = world.checkpoint(MALLORY, ROLE, 50, store=network.store)
+    await node.hold(data, statement, vouch=False)
+    mine = world.checkpoint(network.identity, "router", 50, store=network.store)
+    await node.hold(*mine)
+    again, _ = world.run_node(network)
+    assert {statement_digest(mine[0])} == set(again.checker.known().checked)

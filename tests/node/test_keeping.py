@@ -104,11 +104,11 @@ async def test_what_is_being_fetched_is_not_forgotten(network: Any, autojump_clo
     announcer = Announcer(network)
     network.swarm.under_way.add(ITEM)
     announcer.provide_parts([ITEM])
-    announcer.forget_removed()
+    announcer.forget_refused()
     await announcer.flush()
     assert len(network.dht.published) == 1
     network.swarm.under_way.clear()
-    announcer.forget_removed()
+    announcer.forget_refused()
     await trio.sleep(2 * PROVIDE_TTL_S)
     await announcer.flush()
     assert len(network.dht.published) == 1
@@ -122,15 +122,18 @@ async def test_telling_fails_while_the_network_is_away_and_works_again(
     async def away() -> int:
         raise TransportError("away")
 
-    monkeypatch.setattr(announcer, "flush", away)
+    other = InfoHash(b"\2" * 32)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(announce_fetches, network, announcer)
-        network.swarm.under_way.add(ITEM)
-        await trio.sleep(3 * keeping.FETCHES_PERIOD_S)
-        monkeypatch.undo()
-        await announcer.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(announcer, "flush", away)
+            nursery.start_soon(announce_fetches, network, announcer)
+            network.swarm.under_way.add(ITEM)
+            await trio.sleep(3 * keeping.FETCHES_PERIOD_S)
+        assert world.live("provide", ITEM) == []
+        network.swarm.under_way.add(other)
+        await trio.sleep(2 * keeping.FETCHES_PERIOD_S)
+        assert len(world.live("provide", ITEM)) == len(world.live("provide", other)) == 1
         nursery.cancel_scope.cancel()
-    assert len(world.live("provide", ITEM)) == 1
 
 
 def test_a_record_is_overdue_some_time_after_it_should_have_been_renewed() -> None:

@@ -28,8 +28,9 @@ CIRCUIT = "/ip4/198.51.100.1/tcp/4001/tls/p2p-circuit/p2p/12D3KooW"
 class Found:
     """Stands in for `net.reachability`."""
 
-    def __init__(self, state: str) -> None:
+    def __init__(self, state: str, certain: bool) -> None:
         self.state = state
+        self.certain = certain
 
 
 class Reached:
@@ -47,8 +48,8 @@ class Reached:
         self.network.swarm.offer = self.offer
         self.is_now("unknown", PLAIN)
 
-    def is_now(self, state: str, address: str) -> None:
-        self.network.swarm.reachability = Found(state)
+    def is_now(self, state: str, address: str, *, certain: bool = True) -> None:
+        self.network.swarm.reachability = Found(state, certain)
         self.network.swarm.addresses = (address,)
 
     def provides(self) -> InfoHash:
@@ -97,7 +98,19 @@ async def test_each_state_is_told_once_and_decides_whether_the_dht_may_send_othe
             it.is_now(state, PLAIN)
             await trio.sleep(5)
     assert it.states_said() == list(STATES)
-    assert it.modes == [state in UNREACHABLE for state in STATES] == [False, False, True, True, True]
+    assert it.modes == [False, True]
+
+
+async def test_strangers_word_alone_drives_nobody_out_of_the_dht(world: Any, autojump_clock: Any) -> None:
+    it = Reached(world)
+    async with running(it.reaching().run):
+        for state in ("direct", "relayed", "outbound-only"):
+            it.is_now(state, PLAIN, certain=False)
+            await trio.sleep(5)
+        assert it.modes == [False]
+        it.is_now("outbound-only", PLAIN)
+        await trio.sleep(5)
+    assert it.modes == [False, True]
 
 
 async def test_status_shows_how_each_member_is_reached(world: Any, autojump_clock: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import trio
 
-from paris_node import run_node
+from paris_node import choosing, run_node
+from paris_node.announcer import PROVIDE_TTL_S
 from paris_node.run_node import HAND_OVER_S, RunNode
 from paris_node.snapshot import observe
 from paris_p2p import clock
@@ -14,6 +15,7 @@ from paris_p2p.ids import Role
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.manifest import LeaseTimes
 from paris_p2p.wire.records import MemberRecord, role_scope
+from tests.samples import ORGANISER
 
 ROLE = Role("expert-0")
 TRAINER = Identity(b"t" * 32)
@@ -103,6 +105,45 @@ async def test_a_checkpoint_that_too_few_hold_is_copied_and_announced(
     assert owners == {statement.holder, node.network.identity.node_id}
 
 
+async def test_the_holders_checkpoint_is_announced_and_without_a_holder_the_one_of_most_steps(
+    world: Any, autojump_clock: Any
+) -> None:
+    """A zombie's later steps, or a stranger's invented ones, must not keep the holder's work from safety."""
+    node, _ = world.run_node(world.network("alice"))
+    store, me = node.network.store, node.network.identity.node_id
+    zombie = world.checkpoint(Identity(b"z" * 32), ROLE, 90, term=1 << 32, store=store)
+    made = world.checkpoint(TRAINER, ROLE, 30, term=world.holds(TRAINER, ROLE, 2), store=store)
+
+    async def announced() -> Any:
+        await node.observe()
+        await run_for(1, node.announce_loop)
+        records = world.live("announce", role_scope(world.signed.run_id, ROLE))
+        return next(record.payload.statement for record in records if record.owner == me)
+
+    await node.hold(*zombie)
+    await node.hold(*made)
+    assert await announced() == made[0]
+    await trio.sleep(world.signed.manifest.lease.ttl_s)
+    assert await announced() == zombie[0] and made[0] in node.ledger
+
+
+async def test_only_what_is_served_is_announced_and_what_counts_as_held_is_always_served(
+    world: Any, autojump_clock: Any
+) -> None:
+    """With `--seed-ratio` a node may refuse an item that it has; not one that makes a checkpoint safe."""
+    node, _ = world.run_node(world.network("alice", seeds=True))
+    data, statement = world.checkpoint(TRAINER, ROLE, 50, store=node.network.store)
+    await node.hold(data, statement)
+    shard = world.signed.manifest.shards(ROLE)[0].info_hash
+    held = {statement.weights.info_hash, statement.resume.info_hash}
+    node.network.swarm.satisfied = {shard, *held}
+    await run_for(2 * PROVIDE_TTL_S, node.announce_loop)
+    assert world.live("provide", shard) == []
+    assert all(world.live("provide", item) for item in held)
+    node.progress.role = ROLE  # it trains on the shard
+    assert not node.network.swarm.refuses(shard)
+
+
 async def test_enough_copies_are_not_added_to_but_a_mirror_takes_all(world: Any, autojump_clock: Any) -> None:
     data, _, _ = trained(world)
     world.announces(world.network("copy").identity, data, ROLE)  # `replicas` is 1
@@ -130,7 +171,7 @@ async def test_a_bad_checkpoint_is_removed_and_the_good_one_behind_it_copied(
     term = world.holds(TRAINER, ROLE, 2)
     lie, false = world.checkpoint(TRAINER, ROLE, 75, term=term, store=network.store, weights=item)
     world.announces(TRAINER, lie, ROLE)
-    node, _ = world.run_node(world.network("alice"), mirror=True)
+    node, _ = world.run_node(world.network("alice", seeds=True), mirror=True)
     await run_for(30, node.replicate_loop)
     assert lie not in node.ledger and good in node.ledger
     assert not node.network.store.has(false.weights.info_hash)
@@ -224,12 +265,14 @@ async def test_handing_over_is_bounded_and_skipped_when_nobody_is_there(
     world: Any, autojump_clock: Any
 ) -> None:
     node, _ = world.run_node(world.network("alice"))
-    await node.hold(*world.checkpoint(node.network.identity, ROLE, 50, store=node.network.store))
+    made = world.checkpoint(node.network.identity, ROLE, 50, store=node.network.store)
+    await node.hold(*made)
     started = trio.current_time()
     await node.hand_over()
     assert trio.current_time() - started < 1
     absent = MemberRecord((), "seeding", Role(""), 0, 0, 0, 0.0, 0.0, 0, 0, clock.unix())  # type: ignore[arg-type]
     world.says(TRAINER, absent, world.signed.run_id)
+    world.announces(TRAINER, made[0], ROLE)  # it never asked for a byte of it
     await node.hand_over()
     assert HAND_OVER_S <= trio.current_time() - started < HAND_OVER_S + 2
 
@@ -256,3 +299,23 @@ async def test_who_looks_at_the_whole_run_anyway_looks_once_for_copying_too(
         await trio.sleep(18 * poll_s)
         nursery.cancel_scope.cancel()
     assert together <= 21 and 17 <= looks <= 19
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+async def test_what_has_the_fewest_copies_is_copied_first_and_what_has_enough_only_by_a_mirror(
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, mirror: bool
+) -> None:
+    monkeypatch.setattr(choosing, "MAX_COPIES", 1)
+    world.signed = world.make_run("digits", clusters=3, replicas=3)
+    copies = {"expert-0": 2, "expert-1": 0, "expert-2": 3, "router": 1}  # beside the trainer's own
+    weights = {}
+    for role, count in copies.items():
+        data, statement, _ = trained(world, f"trainer-{role}", role=role)
+        weights[statement.weights.info_hash] = role
+        world.attests(ORGANISER, role, data, loss=0.5)  # nobody need look at it
+        for number in range(count):
+            world.announces(world.network(f"copy-{number}").identity, data, role)
+    node, _ = world.run_node(world.network("alice", seeds=True), mirror=mirror)
+    await run_for(30, node.announce_loop, node.replicate_loop)
+    order = [weights[ref.info_hash] for ref in node.network.swarm.asked if ref.info_hash in weights]
+    assert order == ["expert-1", "router", "expert-0", *(["expert-2"] if mirror else [])]

@@ -1,5 +1,6 @@
 """Tests of `paris_node.runs`."""
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import trio
 
 from paris_node.runs import (
+    FETCH_STALL_S,
     FIND_DEADLINE_S,
     MANIFEST_FILE,
     MANIFEST_TRIES,
-    choose,
+    MAX_LISTED,
     find_run,
     load_manifest,
     matching,
@@ -21,6 +23,7 @@ from paris_p2p.errors import ConfigError, NetworkError, StoreError, TransportErr
 from paris_p2p.ids import InfoHash, RunId
 from paris_p2p.wire.content import ContentRef
 from paris_p2p.wire.identity import Identity
+from paris_p2p.wire.manifest import SignedManifest
 from paris_p2p.wire.records import RunRecord
 
 PUBLISHER = Identity(b"p" * 32)
@@ -40,34 +43,19 @@ def test_any_run_is_meant_without_a_selector() -> None:
 
 @pytest.mark.parametrize("selector", ["111111", "11" * 32, "digits"])
 def test_a_run_is_selected_by_the_beginning_of_its_id_or_by_name(selector: str) -> None:
-    assert choose([ONE, TWO], selector) == [ONE]
+    assert matching([ONE, TWO], selector) == [ONE]
 
 
 def test_upper_case_ids_are_ids_too() -> None:
-    assert choose([record("a", 0xAB)], "ABABAB") == [record("a", 0xAB)]
+    assert matching([record("a", 0xAB)], "ABABAB") == [record("a", 0xAB)]
 
 
 def test_a_beginning_too_short_to_mean_anything_is_a_name() -> None:
-    assert choose([ONE, TWO], "11111") == [] and choose([record("11111", 0x22)], "11111") != []
+    assert matching([ONE, TWO], "11111") == [] and matching([record("11111", 0x22)], "11111") != []
 
 
 def test_an_id_goes_before_a_strangers_run_named_like_it() -> None:
-    assert choose([ONE, record("111111", 0x33)], "111111") == [ONE]
-
-
-def test_one_run_announced_by_several_nodes_is_one_run() -> None:
-    assert choose([ONE, ONE], None) == [ONE, ONE]
-
-
-def test_several_runs_are_listed_with_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"digits \(111111111111\), emoji \(121212121212\).*--run ID"):
-        choose([ONE, TWO], None)
-
-
-def test_a_crowd_of_runs_is_cut_and_cannot_steer_the_terminal() -> None:
-    with pytest.raises(ConfigError) as caught:
-        choose([record(f"\x1b[2Jrun{n}", n) for n in range(100)], None)
-    assert "\x1b" not in str(caught.value) and "and 90 more" in str(caught.value)
+    assert matching([ONE, record("111111", 0x33)], "111111") == [ONE]
 
 
 def published(world: Any, owner: Identity = PUBLISHER) -> ContentRef:
@@ -116,18 +104,43 @@ async def test_another_run_announced_is_named(world: Any, autojump_clock: Any) -
         await find_run(newcomer(world), "emoji")
 
 
-async def test_a_second_run_seen_while_waiting_is_a_config_error(world: Any, autojump_clock: Any) -> None:
-    network = newcomer(world)
-    async with trio.open_nursery() as nursery:
+def second_run(world: Any, name: str, owner: Identity) -> SignedManifest:
+    """A stranger's run with a manifest to show, announced."""
+    signed: SignedManifest = world.make_run(name)
+    world.announces_run(
+        owner, signed, world.prepared.add(world.folder / "prepared" / MANIFEST_FILE, mode="copy")
+    )
+    return signed
 
-        async def later() -> None:
-            await trio.sleep(3)
-            for publisher, run in ((PUBLISHER, ONE), (Identity(b"q" * 32), TWO)):
-                world.says(publisher, run, b"")
 
-        nursery.start_soon(later)
-        with pytest.raises(ConfigError, match="several runs"):
-            await find_run(network, None)
+async def test_several_runs_are_listed_with_what_to_do(world: Any, autojump_clock: Any) -> None:
+    published(world)
+    other = second_run(world, "emoji", Identity(b"q" * 32))
+    with pytest.raises(ConfigError) as caught:
+        await find_run(newcomer(world), None)
+    listed = [f"{one.manifest.name} ({one.run_id.hex()[:12]})" for one in (world.signed, other)]
+    assert f"several runs are announced: {', '.join(listed)}. Choose one with --run" in str(caught.value)
+    assert await find_run(newcomer(world), "emoji") == other
+
+
+async def test_a_run_that_has_no_manifest_to_show_is_none(world: Any, autojump_clock: Any) -> None:
+    """Nor is one whose id begins like that of the run asked for."""
+    published(world)
+    for number in range(9):
+        like = RunId(world.signed.run_id[:6] + bytes([number]) * 26)
+        world.says(Identity(bytes([number + 1]) * 32), RunRecord("digits", like, REF), b"")
+    for selector in (None, world.signed.run_id.hex()[:12], "digits"):
+        assert await find_run(newcomer(world), selector) == world.signed
+
+
+async def test_a_crowd_of_runs_is_cut_and_cannot_steer_the_terminal(world: Any, autojump_clock: Any) -> None:
+    published(world)
+    world.announces_run(Identity(b"q" * 32), world.signed, REF)
+    for number in range(12):
+        second_run(world, f"\x1b[2Jrun{number}", Identity(bytes([number]) * 32))
+    with pytest.raises(ConfigError) as caught:
+        await find_run(newcomer(world), None)
+    assert "\x1b" not in str(caught.value) and str(caught.value).count("(") == MAX_LISTED
 
 
 async def test_a_run_this_home_knows_by_its_whole_id_needs_nobody_else(
@@ -159,6 +172,28 @@ async def test_a_strangers_manifest_item_is_passed_over(world: Any, autojump_clo
     for owner, item in ((b"r", strange), (b"s", world.prepared.add(nonsense)), (b"t", REF)):
         world.announces_run(Identity(owner * 32), world.signed, item)
     assert await find_run(newcomer(world), None) == world.signed
+
+
+async def test_many_keys_that_name_false_items_do_not_displace_the_manifest(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Four items that nobody serves, of six keys each, and eleven that are something else."""
+    ref = published(world)
+    for number in range(4):
+        world.announces_run(Identity(bytes([number + 1]) * 32), world.signed, ref)
+    nonsense = world.folder / "nonsense" / MANIFEST_FILE
+    nonsense.parent.mkdir()
+    for number in range(15):
+        nonsense.write_bytes(bytes([number]) * 100)
+        item = ContentRef(InfoHash(bytes([number]) * 32), 100, 1 << 14)
+        item = item if number < 4 else world.prepared.add(nonsense, mode="copy")
+        for key in range(6):
+            world.announces_run(Identity(bytes([50 + 6 * number + key]) * 32), world.signed, item)
+    began = trio.current_time()
+    for seed in range(5):
+        found = await find_run(newcomer(world), world.signed.run_id.hex(), random.Random(seed))
+        assert found == world.signed
+    assert trio.current_time() - began < 5 * 2 * FETCH_STALL_S
 
 
 async def test_only_so_many_false_manifests_are_tried(world: Any, autojump_clock: Any) -> None:

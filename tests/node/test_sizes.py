@@ -2,19 +2,43 @@
 
 import pytest
 
-from paris_node.sizes import parse_bytes, parse_ratio, parse_seconds, read_bytes, read_limits
+from paris_node.sizes import (
+    check_piece_length,
+    parse_bytes,
+    parse_ratio,
+    parse_seconds,
+    read_bytes,
+    read_limits,
+)
 from paris_p2p.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("1", 1), ("500k", 500_000), ("2.5M", 2_500_000), ("20G", 20 * 10**9), ("4Gi", 4 << 30), ("1 kB", 1000)],
+    [
+        ("1", 1),
+        ("7B", 7),
+        ("500k", 500_000),
+        ("500K", 500_000),
+        ("500KB", 500_000),
+        ("1 kB", 1000),
+        ("0.5M", 500_000),
+        ("2.5M", 2_500_000),
+        ("1MiB", 1 << 20),
+        ("20G", 20 * 10**9),
+        ("2gb", 2 * 10**9),
+        ("4Gi", 4 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("1T", 10**12),
+    ],
 )
 def test_bytes_are_read_as_people_write_them(text: str, count: int) -> None:
     assert parse_bytes(text, "--x") == count
 
 
-@pytest.mark.parametrize("text", ["", "fast", "-1", "1e9", "5m", "1.2.3", "0", "0.0001", "9" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "-1", "1e9", "nan", "2 G B", "2XB", "1.2.3", "0", "0.0001", "9" * 40]
+)
 def test_anything_else_names_the_option(text: str) -> None:
     with pytest.raises(ConfigError, match="--limit-up"):
         parse_bytes(text, "--limit-up")
@@ -42,5 +66,13 @@ def test_anything_else_is_no_time_and_no_ratio(text: str) -> None:
 
 
 def test_how_long_to_seed_becomes_a_limit() -> None:
-    limits = read_limits(None, None, "2.5", "30m")
+    limits = read_limits(None, None, seed_ratio="2.5", seed_time="30m")
     assert (limits.seed_ratio, limits.seed_time_s) == (2.5, 1800.0)
+
+
+@pytest.mark.parametrize("length", [0, -1, 100, 8192, 65_537, 1 << 27])
+def test_a_piece_length_is_a_power_of_two_within_bounds(length: int) -> None:
+    check_piece_length(None)
+    check_piece_length(65_536)
+    with pytest.raises(ConfigError, match=rf"--piece-length {length}: a power of two from 16384 .*65536"):
+        check_piece_length(length)

@@ -5,10 +5,13 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from paris_node.announcer import PROVIDE_TTL_S
-from paris_node.judging import Known, going_on_order
-from paris_node.snapshot import observe, plausible, take_snapshot
+from paris_node.judging import Known, Met, going_on_order
+from paris_node.snapshot import MEMBERS_KEPT_S, observe, plausible, take_snapshot
+from paris_p2p.core.assignment import best_claim
+from paris_p2p.errors import TransportError
 from paris_p2p.ids import Role, Term
 from paris_p2p.wire.checkpoint import sign_statement
 from paris_p2p.wire.identity import Identity, peer_id_text
@@ -27,6 +30,7 @@ MORE_ROLE_KEYS = {
     "overdue",
     *("announced_step", "loss", "images_per_s", "eta_s", "safe_step", "checked", "checked_by"),
     *("measured_loss", "made_by", "made_in_term", "parent", "variant"),
+    *("training_loss", "heldout_loss"),
 }
 
 
@@ -135,10 +139,25 @@ async def test_a_rejected_statement_is_left_out_and_the_next_one_counts(
     bad, _ = world.checkpoint(MALLORY, ROLE, 100, term=9)
     world.announces(ALICE, good, ROLE)
     world.announces(MALLORY, bad, ROLE)
-    world.attests(ORGANISER, ROLE, good, bad)
+    world.attests(ORGANISER, ROLE, good, bad, loss=0.5)
     assert (await seen(world)).newest[ROLE].data == bad
     observation = await seen(world, rejected={bad})
     assert observation.newest[ROLE].data == good and not observation.finished([ROLE])
+
+
+async def test_a_key_that_takes_one_held_role_after_the_other_is_not_heard(
+    world: Any, autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    dht, met, led = world.network("viewer").dht, Met(), []
+    for number in range(1, 11, 2):
+        world.holds(Identity(bytes([50 + number]) * 32), ROLE, number)
+        await observe(dht, world.signed, met=met)
+        await trio.sleep(1)
+        world.holds(MALLORY, ROLE, number + 1)
+        best = best_claim(ROLE, (await observe(dht, world.signed, met=met)).view)
+        led.append(best is not None and best.owner == MALLORY.node_id)
+    assert led == [True, True, True, False, False]
+    assert sum("takes one held role after the other" in message for message in caplog.messages) == 1
 
 
 async def test_candidates_are_ordered_for_use_and_for_going_on(world: Any, autojump_clock: Any) -> None:
@@ -146,12 +165,13 @@ async def test_candidates_are_ordered_for_use_and_for_going_on(world: Any, autoj
     for who, term, step in ((ALICE, 1, 75), (BOB, 2, 50), (MALLORY, 2, 25)):
         made.append(world.checkpoint(who, ROLE, step, term=term)[0])
         world.announces(who, made[-1], ROLE)
-    world.attests(ORGANISER, ROLE, *made)
+    world.attests(ORGANISER, ROLE, *made, loss=0.5)
     observation = await seen(world)
     found = observation.candidates[ROLE]
     assert [one.statement.step for one in found] == [75, 50, 25]
-    assert [one.statement.step for one in going_on_order(found, 4)] == [50, 25, 75]
-    assert [one.statement.step for one in going_on_order(found, 2)] == [50, 25]
+    assert [one.statement.step for one in going_on_order(found, 4, within_steps=25)] == [50, 75, 25]
+    assert [one.statement.step for one in going_on_order(found, 4, within_steps=50)] == [50, 75, 25]
+    assert [one.statement.step for one in going_on_order(found, 2, within_steps=24)] == [75, 50]
     assert observation.newest[ROLE].statement.step == 50
     best = observation.best(ROLE)
     assert best is not None and best.step == 75
@@ -171,7 +191,7 @@ async def test_a_run_is_finished_when_every_role_has_its_last_step(world: Any, a
         data, _ = world.checkpoint(ALICE, role, 100)
         world.announces(ALICE, data, role)
         assert not (await seen(world)).finished(roles)  # its signer's word
-        world.attests(ORGANISER, role, data)
+        world.attests(ORGANISER, role, data, loss=0.5)
         assert (await seen(world)).finished(roles) is finished
 
 
@@ -188,6 +208,9 @@ async def test_a_run_is_finished_when_every_role_has_its_last_step(world: Any, a
         {"down_bytes_per_s": 1 << 62},
         {"updated_unix": -1e308},
         {"updated_unix": 1e308},
+        {"updated_unix": 0.0},
+        {"updated_unix": -1.0},
+        {"updated_unix": 2.0**63},
     ],
 )
 async def test_a_member_with_impossible_numbers_says_nothing(
@@ -200,11 +223,18 @@ async def test_a_member_with_impossible_numbers_says_nothing(
     assert take_snapshot(observation, world.signed).roles[0].state == "claimed"
 
 
+@pytest.mark.parametrize("field", ["updated_unix", "loss", "images_per_s"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_implausible(world: Any, field: str, number: float) -> None:
+    assert plausible(member(world), world.start_unix)
+    assert not plausible(member(world, **{field: number}), world.start_unix)
+
+
 async def test_numbers_that_make_endless_times_are_shown_as_unknown(world: Any, autojump_clock: Any) -> None:
     trains(world, ALICE, images_per_s=5e-324)
     data, _ = world.checkpoint(BOB, "router", 10, created_unix=-1e308)
     world.announces(BOB, data, "router")
-    world.attests(ORGANISER, "router", data)
+    world.attests(ORGANISER, "router", data, loss=0.5)
     expert, router = take_snapshot(await seen(world), world.signed).roles
     assert expert.state == "training" and expert.eta_s is None
     assert router.state == "stale" and router.age_s is None
@@ -227,3 +257,43 @@ async def test_the_kind_of_an_expert_is_known_from_its_checkpoint_or_from_the_ru
     data, _ = world.checkpoint(ALICE, ROLE, 50, term=trains(world, ALICE), variant=1)
     world.announces(ALICE, data, ROLE)
     assert take_snapshot(await seen(world), world.signed).roles[0].variant == "noise"
+
+
+@pytest.mark.parametrize("kind", ["claim", "announce", "attest"])
+async def test_a_role_of_which_anything_was_not_read_is_not_seen_at_all(
+    world: Any, autojump_clock: Any, kind: str
+) -> None:
+    """Without its announcements a trained role would look free, without its attestations a bad one good."""
+    data, _ = world.checkpoint(ALICE, ROLE, 100, term=trains(world, ALICE))
+    world.announces(ALICE, data, ROLE)
+    dht = world.network("viewer").dht
+    dht.late = {(kind, role_scope(world.signed.run_id, ROLE))}
+    observation = await observe(dht, world.signed, patience_s=1.0)
+    assert set(observation.view.claims) == set(observation.candidates) == {Role("router")}
+    dht.late = set()
+    observation = await observe(dht, world.signed, patience_s=1.0)
+    assert observation.view.statements[ROLE].step == 100
+
+
+async def test_members_that_were_not_read_are_those_of_a_minute_ago_or_an_error(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Where nobody takes part but its trainer, a checkpoint counts without a witness."""
+    trains(world, ALICE)
+    dht, met = world.network("viewer").dht, Met()
+    dht.late = {("member", world.signed.run_id)}
+    with pytest.raises(TransportError, match="members"):
+        await observe(dht, world.signed, met=met, patience_s=1.0)
+    await observe(dht, world.signed, met=met)
+    observation = await observe(dht, world.signed, met=met, patience_s=1.0)
+    assert set(observation.view.members) == {ALICE.node_id}
+    await trio.sleep(MEMBERS_KEPT_S)
+    with pytest.raises(TransportError, match="members"):
+        await observe(dht, world.signed, met=met, patience_s=1.0)
+
+
+async def test_the_organiser_and_named_claimants_are_vouched_for(world: Any, autojump_clock: Any) -> None:
+    dht = world.network("viewer").dht
+    await observe(dht, world.signed)
+    manifest = world.signed.manifest
+    assert set(dht.vouched) == {manifest.organiser, *manifest.claimants}

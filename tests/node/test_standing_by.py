@@ -24,7 +24,7 @@ def finish(world: Any, role: Role, *, checked: bool = True) -> None:
     data, _ = world.checkpoint(holder, role, 100, term=world.holds(holder, role))
     world.announces(holder, data, role)
     if checked:
-        world.attests(ORGANISER, role, data)
+        world.attests(ORGANISER, role, data, loss=0.5)
 
 
 class Waiting:

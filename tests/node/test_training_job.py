@@ -6,23 +6,24 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from paris_node.fitting import Fit
+from paris_node.going_on import RESUME_ROUNDS, RESUME_STALL_S
+from paris_node.saving import REFUSED_S, SAVE_AGAIN_S
 from paris_node.training_job import (
     MAX_KILLED,
     READY_DEADLINE_S,
-    RESUME_ROUNDS,
-    RESUME_STALL_S,
     SHARD_STALL_S,
     SILENCE_DEADLINE_S,
     STOP_GRACE_S,
     Outcome,
     TrainingJob,
 )
-from paris_p2p.errors import StoreError
+from paris_p2p.errors import DiskFullError
 from paris_p2p.ids import Role, Term
 from paris_p2p.net.swarm import Rates
-from paris_p2p.wire.checkpoint import CheckpointStatement
+from paris_p2p.wire.checkpoint import CheckpointStatement, statement_digest
 from paris_p2p.wire.identity import Identity
 from paris_p2p.wire.records import role_scope
 from paris_p2p.workers.spawn import WorkerDied
@@ -147,6 +148,34 @@ async def test_a_bundle_the_trainer_refuses_gives_way_to_the_next_then_to_a_fres
     assert named(events(), "resumed") == []
 
 
+async def test_a_bundle_that_was_refused_is_not_kept_nor_tried_by_the_next_job_and_others_are_told(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Whoever vouched for its weights did not see the bundle: that is no lie."""
+    bad = announced(world, 60)
+    job, node, _ = job_of(world)
+    (data,) = (
+        record.payload.statement for record in world.live("announce", role_scope(world.signed.run_id, ROLE))
+    )
+    world.attests(OTHER, ROLE, data)
+    (candidate,) = (await node.observe()).candidates[Role(ROLE)]
+    await node.replicate(candidate)
+    world.scripts = [refuses_to_resume]
+    assert await job.run() == Outcome("finished")
+    assert data in node.checker.known().rejected and data not in node.ledger
+    assert node.checker.known().liars == set()
+    said = world.live("attest", role_scope(world.signed.run_id, ROLE))
+    checks = [
+        one
+        for record in said
+        if record.owner == node.network.identity.node_id
+        for one in record.payload.checks
+    ]
+    assert [one.good for one in checks if one.statement == statement_digest(data)] == [False]
+    again = TrainingJob(node, Role(ROLE), Term(4 << 32), device="cpu", threads=1)
+    assert bad.holder not in {one.statement.holder for one in await again._parents.find()}
+
+
 async def test_a_bundle_nobody_serves_gives_way_to_the_next(world: Any, autojump_clock: Any) -> None:
     served = announced(world, 25)
     world.announces(OTHER, world.checkpoint(OTHER, ROLE, 60)[0], ROLE)
@@ -156,18 +185,95 @@ async def test_a_bundle_nobody_serves_gives_way_to_the_next(world: Any, autojump
     assert served.resume.info_hash.hex() in world.trainers[0].start["resume"]
 
 
+@pytest.mark.parametrize("step", [1, 80])
+async def test_strangers_who_name_what_they_do_not_serve_do_not_hide_the_work_that_is_served(
+    world: Any, autojump_clock: Any, step: int
+) -> None:
+    """Twelve keys: whatever steps they say, and whoever vouches for them."""
+    served = announced(world, 75, term=3 << 32)
+    (good,) = world.live("announce", role_scope(world.signed.run_id, ROLE))
+    crowd = [Identity(bytes([90 + number]) * 32) for number in range(12)]
+    fakes = [
+        world.checkpoint(who, ROLE, step + number, term=1000 + number << 32)[0]
+        for number, who in enumerate(crowd)
+    ]
+
+    async def say() -> None:
+        while True:
+            world.announces(Identity(b"keeps it".ljust(32)), good.payload.statement, ROLE)
+            for who, fake in zip(crowd, fakes, strict=True):
+                world.announces(who, fake, ROLE)
+                world.takes_part(who)
+            for who in crowd[:3]:  # the organiser is away
+                world.attests(who, ROLE, *fakes[:8])
+            await trio.sleep(100)
+
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(say)
+        await trio.sleep(0.1)
+        assert await job.run() == Outcome("finished")
+        nursery.cancel_scope.cancel()
+    assert served.resume.info_hash.hex() in world.trainers[0].start["resume"]
+
+
 async def test_a_role_starts_afresh_only_after_its_checkpoints_were_out_of_reach_for_a_while(
     world: Any, autojump_clock: Any
 ) -> None:
     """One replica's short absence must not throw a role's whole work away."""
     data, _ = world.checkpoint(OTHER, ROLE, 60)
     world.announces(OTHER, data, ROLE)
-    world.attests(ORGANISER, ROLE, data)
+    world.attests(ORGANISER, ROLE, data, loss=0.5)
     world.scripts = [trains_well]
     job, _, _ = job_of(world)
     assert await job.run() == Outcome("finished")
     assert world.trainers[0].start["resume"] is None
     assert trio.current_time() >= RESUME_ROUNDS * RESUME_STALL_S
+
+
+async def test_the_bundle_a_take_over_goes_on_from_is_fetched_before_the_shards_have_come(
+    world: Any, autojump_clock: Any
+) -> None:
+    """Shards that nobody delivers take two minutes to fail; who has the bundle may be about to leave."""
+    bundle = announced(world, 60).resume
+    for record in world.live("announce", role_scope(world.signed.run_id, ROLE)):
+        world.attests(ORGANISER, ROLE, record.payload.statement, loss=0.5)
+    job, node, _ = job_of(world, seeds=False)
+    swarm = node.network.swarm
+    with trio.move_on_after(SHARD_STALL_S / 2):
+        await job.run()
+    assert node.network.store.has(bundle.info_hash)
+    assert swarm.urgent == [bundle] and set(swarm.asked) > {bundle}
+
+
+@pytest.mark.parametrize("credible", [True, False])
+async def test_only_a_bundle_that_can_be_believed_goes_before_other_fetches(
+    world: Any, autojump_clock: Any, credible: bool
+) -> None:
+    bundle = announced(world, 60).resume
+    if credible:
+        for record in world.live("announce", role_scope(world.signed.run_id, ROLE)):
+            world.attests(ORGANISER, ROLE, record.payload.statement, loss=0.5)
+    world.scripts = [trains_well]
+    job, node, _ = job_of(world)
+    assert await job.run() == Outcome("finished")
+    assert node.network.swarm.urgent == [bundle] * credible
+    assert bundle.info_hash.hex() in world.trainers[0].start["resume"]
+
+
+async def test_a_bundle_that_does_not_come_beside_the_shards_costs_nothing_but_the_usual_tries(
+    world: Any, autojump_clock: Any
+) -> None:
+    data, _ = world.checkpoint(OTHER, ROLE, 60)
+    world.announces(OTHER, data, ROLE)
+    world.attests(ORGANISER, ROLE, data, loss=0.5)
+    world.network("publisher", seeds=True)
+    world.scripts = [trains_well]
+    job, _, _ = job_of(world, seeds=False)
+    assert await job.run() == Outcome("finished")
+    assert world.trainers[0].start["resume"] is None
+    assert trio.current_time() < (RESUME_ROUNDS + 1) * RESUME_STALL_S
 
 
 async def test_a_role_somebody_finished_meanwhile_is_not_trained(world: Any, autojump_clock: Any) -> None:
@@ -186,7 +292,7 @@ async def test_a_role_whose_end_nobody_has_checked_yet_is_looked_at_before_it_is
         data, _ = world.checkpoint(OTHER, ROLE, step, store=keeper.store)
         world.announces(OTHER if step == 100 else keeper.identity, data, ROLE)
         if step == 50:
-            world.attests(ORGANISER, ROLE, data)
+            world.attests(ORGANISER, ROLE, data, loss=0.5)
     job, _, _ = job_of(world)
     assert await job.run() == Outcome("finished")
     assert world.trainers == []
@@ -262,6 +368,41 @@ async def test_a_trainer_that_does_not_stop_is_ended(world: Any, autojump_clock:
         nursery.start_soon(stop)
         assert await job.run() == Outcome("stopped")
     assert trio.current_time() == pytest.approx(10 + STOP_GRACE_S, abs=1)
+
+
+async def test_a_held_out_loss_that_rises_is_told_of_once(world: Any, autojump_clock: Any) -> None:
+    losses = {10: 0.9, 20: 0.3, 30: 0.32, 40: 0.5, 60: 0.8, 100: 0.7}
+
+    async def overfits(trainer: Any) -> None:
+        trainer.ready()
+        for step, loss in losses.items():
+            trainer.checkpoint(step, loss)
+        trainer.say("finished", step=100)
+
+    world.scripts = [overfits]
+    job, _, events = job_of(world)
+    assert await job.run() == Outcome("finished")
+    (risen,) = named(events(), "risen")
+    assert (risen["since_step"], risen["least"], risen["now"]) == (20, 0.3, 0.5)
+
+
+async def test_a_trainer_that_is_still_loading_is_ended_at_once(world: Any, autojump_clock: Any) -> None:
+    """It does not listen yet, and nothing is lost."""
+
+    async def loads(trainer: Any) -> None:
+        await trio.sleep_forever()
+
+    world.scripts = [loads]
+    job, _, _ = job_of(world)
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+
+            async def stop() -> None:
+                await trio.sleep(10)
+                job.stop()
+
+            nursery.start_soon(stop)
+            assert await job.run() == Outcome("stopped")
 
 
 async def test_a_trainer_that_says_nothing_has_failed(world: Any, autojump_clock: Any) -> None:
@@ -344,7 +485,7 @@ async def test_a_strangers_bundle_that_leads_to_no_number_is_not_gone_back_to(
         data, _ = world.checkpoint(holder.identity, ROLE, step, term=term, store=holder.store)
         world.announces(holder.identity, data, ROLE)
         made.append(data)
-    world.attests(ORGANISER, ROLE, *made)
+    world.attests(ORGANISER, ROLE, *made, loss=0.5)
 
     async def poisoned(trainer: Any) -> None:
         if trainer.start["resume_step"] < 60:
@@ -371,7 +512,7 @@ async def test_a_crowd_of_keys_does_not_hide_what_a_role_is_gone_on_from(
         made.append(world.checkpoint(maker, ROLE, 40)[0])
         world.announces(maker, made[-1], ROLE)
     assert len((await node.observe()).candidates[Role(ROLE)]) == 1
-    assert {one.data for one in await job._find_candidates()} == set(made)
+    assert {one.data for one in await job._parents.find()} == set(made)
 
 
 def _seen_once(node: Any) -> Any:
@@ -457,20 +598,30 @@ async def test_a_role_that_must_be_one_variant_is_trained_as_that(world: Any, au
     assert {statement.variant for _, statement in node.ledger.held()} == {1}
 
 
-@pytest.mark.parametrize("checked", [True, False])
-async def test_a_checkpoint_too_big_for_this_machine_is_not_trained_over(
-    world: Any, autojump_clock: Any, checked: bool
+@pytest.mark.parametrize("measured_by", ["organiser", "this node", "nobody"])
+async def test_a_checkpoint_too_big_for_this_machine_is_not_trained_over_if_its_loss_was_measured(
+    world: Any, autojump_clock: Any, measured_by: str
 ) -> None:
-    """Also when nobody has checked it: then its weights are looked at first."""
+    """When nobody has, it is looked at here; what cannot be measured may be noise, and keeps nobody away."""
     statement = announced(world, 50)
-    if checked:
+    if measured_by == "organiser":
         data = next(iter(world.live("announce", role_scope(world.signed.run_id, ROLE)))).payload.statement
-        world.attests(ORGANISER, ROLE, data)
+        world.attests(ORGANISER, ROLE, data, loss=0.5)
+    if measured_by == "this node":
+        world.measure = lambda _message: {"type": "measured", "loss": 0.5, "baseline": 1.2}
+    world.scripts = [trains_well]
     job, node, _ = job_of(world, fit=Fit("cuda", 10, router=1, experts=(20,)))
-    outcome = await job.run()
-    assert outcome.kind == "failed" and "its newest checkpoint (step 50)" in outcome.reason
-    assert world.trainers == []
-    assert (statement.weights in node.network.swarm.asked) != checked
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.checker.run)
+        await trio.testing.wait_all_tasks_blocked()
+        outcome = await job.run()
+        nursery.cancel_scope.cancel()
+    assert (statement.weights in node.network.swarm.asked) == (measured_by != "organiser")
+    if measured_by == "nobody":
+        assert outcome == Outcome("finished") and world.trainers[0].start["resume"] is None
+    else:
+        assert outcome.kind == "failed" and "its newest checkpoint (step 50)" in outcome.reason
+        assert world.trainers == []
 
 
 async def test_what_the_trainer_could_train_is_gone_on_from_whatever_fitted_before(
@@ -523,17 +674,114 @@ async def test_shards_that_cannot_be_had_are_one_failure(world: Any, autojump_cl
     assert trio.current_time() == pytest.approx(SHARD_STALL_S, abs=1)
 
 
-async def test_a_full_disk_is_a_failure_that_says_so(
-    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+class FullDisk:
+    """Has no room for the items called `names` while `full`."""
+
+    def __init__(self, store: Any, *names: str) -> None:
+        self.full, self._names, self._add = True, names, store.add
+        store.add = self
+
+    def __call__(self, source: Path, **options: Any) -> Any:
+        if self.full and source.name in self._names:
+            raise DiskFullError("disk full while adding it")
+        return self._add(source, **options)
+
+
+async def test_a_full_disk_does_not_end_training_and_the_checkpoint_is_kept_when_there_is_room(
+    world: Any, autojump_clock: Any
 ) -> None:
-    world.scripts = [trains_well]
+    job, node, events = job_of(world)
+    disk = FullDisk(node.network.store, "resume")
+    seen: list[Any] = []
+
+    async def trains_on(trainer: Any) -> None:
+        trainer.ready()
+        trainer.checkpoint(25)
+        await trio.sleep(100)
+        seen.append((node.progress.activity, [s.step for _, s in node.ledger.held()]))
+        trainer.step(30)
+        disk.full = False
+        await trio.sleep(SAVE_AGAIN_S + 1)
+        seen.append((node.progress.activity, [s.step for _, s in node.ledger.held()]))
+        trainer.checkpoint(100)
+        trainer.say("finished", step=100)
+
+    world.scripts = [trains_on]
+    assert await job.run() == Outcome("finished")
+    assert seen == [("disk full", []), ("training", [25])]
+    (said,) = named(events(), "unsaved")
+    assert (said["role"], said["step"], said["reason"]) == (ROLE, 25, "disk full while adding it")
+    assert [event["step"] for event in named(events(), "checkpoint")] == [25, 100]
+    first, last = (statement for _, statement in node.ledger.held())
+    assert last.parent == first.resume.info_hash
+
+
+async def test_a_checkpoint_that_found_no_room_makes_way_for_the_next_one_altogether(
+    world: Any, autojump_clock: Any
+) -> None:
     job, node, _ = job_of(world)
+    before = set(node.network.store.ids())
+    disk = FullDisk(node.network.store, "resume")
 
-    def full(*_args: Any, **_options: Any) -> None:
-        raise StoreError("disk full while adding weights")
+    async def trains_on(trainer: Any) -> None:
+        trainer.ready()
+        trainer.checkpoint(25)
+        await trio.sleep(1)
+        disk.full = False
+        trainer.checkpoint(50)
+        await trio.sleep(1)
+        assert not (Path(trainer.start["out"]) / "step-25" / "resume").exists()
+        trainer.say("stopped", step=50)
 
-    monkeypatch.setattr(node.network.store, "add", full)
-    assert await job.run() == Outcome("failed", "disk full while adding weights")
+    world.scripts = [trains_on]
+    assert await job.run() == Outcome("stopped")
+    await node._tidy()
+    (held,) = (statement for _, statement in node.ledger.held())
+    assert held.step == 50
+    assert set(node.network.store.ids()) - before == {held.weights.info_hash, held.resume.info_hash}
+
+
+async def test_a_role_whose_last_checkpoint_finds_no_room_is_not_finished_before_there_is_some(
+    world: Any, autojump_clock: Any
+) -> None:
+    job, node, _ = job_of(world)
+    disk = FullDisk(node.network.store, "weights")
+
+    async def trains_to_the_end(trainer: Any) -> None:
+        trainer.ready()
+        trainer.checkpoint(100)
+        trainer.say("finished", step=100)
+        await trio.sleep(300)
+        disk.full = False
+
+    world.scripts = [trains_to_the_end]
+    assert await job.run() == Outcome("finished")
+    assert trio.current_time() > 300 and [s.step for _, s in node.ledger.held()] == [100]
+
+
+@pytest.mark.parametrize("whose", ["trainer", "node"])
+async def test_a_role_that_cannot_be_kept_for_long_is_given_up_and_says_why(
+    world: Any, autojump_clock: Any, whose: str
+) -> None:
+    """Another node, with room, has the role then, from the last checkpoint that was kept."""
+    job, node, events = job_of(world)
+    FullDisk(node.network.store, "weights")
+
+    async def finds_no_room(trainer: Any) -> None:
+        trainer.ready()
+        if whose == "node":
+            trainer.checkpoint(1)
+        for step in range(1, 1000):
+            trainer.step(step)
+            if whose == "trainer":
+                trainer.say("unsaved", step=step, message="disk full while adding it")
+            await trio.sleep(60)
+
+    world.scripts = [finds_no_room]
+    outcome = await job.run()
+    assert outcome.kind == "failed" and "30 minutes: disk full" in outcome.reason
+    assert trio.current_time() == pytest.approx(REFUSED_S, abs=61)
+    assert len(named(events(), "unsaved")) == 1
 
 
 async def test_a_work_folder_that_cannot_be_made_is_a_failure(world: Any, autojump_clock: Any) -> None:
@@ -571,10 +819,12 @@ async def test_a_cancelled_job_cleans_up_after_itself(world: Any, autojump_clock
     assert scope.cancelled_caught and not exists(world.trainers[0].start["out"])
 
 
+@pytest.mark.parametrize("with_uploads", [(50.0, 0.0), (100.0, 0.2)], ids=["slowed", "starved"])
 async def test_uploads_make_room_for_the_trainer_but_not_while_its_checkpoint_lacks_copies(
-    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, with_uploads: tuple[float, float]
 ) -> None:
-    """A take-over loses what only this node has."""
+    """A take-over loses what only this node has. `with_uploads`: the trainer's speed, and the seconds of each
+    that it waits for its input."""
     seen: list[bool] = []
     job, node, _ = job_of(world)
     swarm = node.network.swarm
@@ -582,9 +832,9 @@ async def test_uploads_make_room_for_the_trainer_but_not_while_its_checkpoint_la
     async def slowed_by_uploads(trainer: Any) -> None:
         trainer.ready()
         for step in range(1, 31):
-            up, speed = (1e6, 50.0) if step > 10 else (0.0, 100.0)
+            up, speed, waited = (1e6, *with_uploads) if step > 10 else (0.0, 100.0, 0.0)
             monkeypatch.setattr(swarm, "rates", lambda up=up: Rates(up, 0.0, 1, 0, 0))
-            trainer.say("step", step=step, loss=0.5, images_per_s=speed)
+            trainer.say("step", step=step, loss=0.5, images_per_s=speed, seconds=1.0, waited_s=waited)
             if step == 25:
                 trainer.checkpoint(step)
             await trio.sleep(1)

@@ -1,5 +1,6 @@
 """Tests of `paris_p2p.store.durable`."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -26,12 +27,26 @@ def test_a_full_disk_says_how_much_did_not_fit_and_where(tmp_path: Path) -> None
         os.close(fd)
 
 
-def test_another_refusal_names_the_action_and_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOENT, "No such file .*; something is missing there: check the path"),
+        (errno.EACCES, "check who owns it"),
+        (errno.EROFS, "choose a folder on another disk"),
+        (errno.ENOTDIR, "a file is where a folder should be"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EIO, "may be failing"),
+        (errno.EBUSY, "check that the folder exists"),
+    ],
+)
+def test_another_refusal_names_the_action_the_reason_and_what_to_do(
+    tmp_path: Path, code: int, remedy: str
+) -> None:
     with (
-        pytest.raises(StoreError, match=r"reading x in .* failed: .*No such file"),
+        pytest.raises(StoreError, match=rf"reading x in {tmp_path} failed: .*{remedy}"),
         disk("reading x", tmp_path),
     ):
-        (tmp_path / "absent").read_bytes()
+        raise OSError(code, os.strerror(code), "there")
 
 
 def test_our_own_errors_pass_unchanged(tmp_path: Path) -> None:

@@ -98,20 +98,19 @@ def test_nothing_is_remembered_at_first(home: Home) -> None:
 
 
 def test_what_is_remembered_is_there_for_the_next_command(home: Home, tmp_path: Path) -> None:
-    home.remember(bootstrap=["/ip4/127.0.0.1/tcp/1"], run_id=RUN.hex(), run_name="digits – 7")
+    home.remember(bootstrap=["/ip4/127.0.0.1/tcp/1"], run_id=RUN.hex())
     again = Home(home.path)
     assert again.remember(model=str(tmp_path)) == {
         "bootstrap": ["/ip4/127.0.0.1/tcp/1"],
         "run_id": RUN.hex(),
-        "run_name": "digits – 7",
         "model": str(tmp_path),
     }
     assert home.context() == again.context()
 
 
 def test_fields_of_another_version_are_passed_over(home: Home) -> None:
-    home.context_path.write_text(json.dumps({"colour": "red", "run_name": "x"}))
-    assert home.context() == {"run_name": "x"}
+    home.context_path.write_text(json.dumps({"colour": "red", "model": "x"}))
+    assert home.context() == {"model": "x"}
 
 
 @pytest.mark.parametrize(

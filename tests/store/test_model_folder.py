@@ -1,5 +1,6 @@
 """Tests of `paris_p2p.store.model_folder`. That its folders load and generate is tested with the pipeline."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paris_p2p.errors import IncompleteError, StoreError
+from paris_p2p.errors import ConfigError, IncompleteError, StoreError
 from paris_p2p.ids import ROUTER, Role, Term
-from paris_p2p.store.model_folder import INDEX_NAME, WEIGHTS_NAME, write_model_folder
+from paris_p2p.store.model_folder import INDEX_NAME, WEIGHTS_NAME, refuse_foreign, write_model_folder
 from paris_p2p.wire.checkpoint import CheckpointStatement
 from paris_p2p.wire.manifest import Architecture, SignedManifest, TensorSpec, sign_manifest
 from tests.samples import ORGANISER, manifest, recipe, ref, variant
@@ -86,8 +87,8 @@ def test_weights_are_hard_links_and_configs_the_manifest_s(
 def test_where_links_are_impossible_files_are_copied(
     tmp_path: Path, items: tuple[dict[Role, Path], dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise OSError("cross-device link")
+    def refuse(source: Path, target: Path, *, follow_symlinks: bool) -> None:
+        raise OSError(errno.EXDEV, "cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
     out = write(tmp_path / "model", items)
@@ -120,7 +121,7 @@ def test_a_model_is_replaced_and_nothing_else_is(
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter.txt").write_text("years of work")
-    with pytest.raises(StoreError, match="not a model"):
+    with pytest.raises(ConfigError, match="not a model"):
         write(precious, items)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["items", "model", "thesis"]
 
@@ -136,6 +137,34 @@ def test_a_failure_leaves_the_old_model(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["items", "model"]
 
 
+def test_a_model_that_cannot_be_replaced_is_put_back(
+    tmp_path: Path, items: tuple[dict[Role, Path], dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write(tmp_path / "model", items, "expert-1")
+    before = (out / INDEX_NAME).read_bytes()
+    rename = Path.rename
+
+    def refuses(path: Path, target: Path) -> Path:
+        if target == out and path.name.startswith(".model-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuses)
+    with pytest.raises(StoreError, match="cannot be written"):
+        write(out, items)
+    assert (out / INDEX_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_it_needs_no_torch() -> None:
     code = "import sys, paris_p2p.store.model_folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_empty_folder_and_none_are_free_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    refuse_foreign(tmp_path / "empty")
+    refuse_foreign(tmp_path / "none")
+    with pytest.raises(ConfigError, match="file exists and is not a model"):
+        refuse_foreign(tmp_path / "file")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from paris_p2p.errors import RemoteProtocolError, StoreError
-from paris_p2p.store.weights import CHUNK_BYTES, check_weights, check_weights_file
+from paris_p2p.store.weights import CHUNK_BYTES, MAX_RMS, NearLimitError, check_weights_file
 from paris_p2p.wire.manifest import TensorSpec
 
 SPECIAL = [np.nan, np.inf, -np.inf]
@@ -39,7 +39,6 @@ def test_finite_values_pass_and_others_do_not(tmp_path: Path, dtype: str) -> Non
         values[3] = value
         with pytest.raises(RemoteProtocolError, match="'w' holds a value that is not finite"):
             check_weights_file(write(tmp_path / "w", w=values), spec)
-        check_weights(tmp_path / "w", spec)
 
 
 def test_bf16_values_are_judged_by_their_bits(tmp_path: Path) -> None:
@@ -68,6 +67,16 @@ def test_values_of_an_insane_size_are_refused(tmp_path: Path, dtype: str) -> Non
         check_weights_file(write(tmp_path / "w", w=values), [TensorSpec("w", dtype, (4,))])
 
 
+@pytest.mark.parametrize(("factor", "honest"), [(1.0001, True), (1.01, False)])
+def test_what_is_beyond_the_limit_by_what_rounding_decides_is_told_apart(
+    tmp_path: Path, factor: float, honest: bool
+) -> None:
+    values = np.full(4, MAX_RMS * factor, np.float32)
+    with pytest.raises(RemoteProtocolError, match="'w' holds values of an insane size") as caught:
+        check_weights_file(write(tmp_path / "w", w=values), [TensorSpec("w", "F32", (4,))])
+    assert isinstance(caught.value, NearLimitError) is honest
+
+
 def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
     spec = [TensorSpec("v", "F32", (2,)), TensorSpec("w", "F32", (4,))]
     zeros = np.zeros(4, np.float32)
@@ -90,9 +99,8 @@ def test_other_tensors_than_the_architectures_are_refused(tmp_path: Path) -> Non
         [*good, TensorSpec("x", "F32", ())],
         [good[0], TensorSpec("scalar", "F32", (1,))],
     ):
-        for check in (check_weights, check_weights_file):
-            with pytest.raises(RemoteProtocolError, match="tensor"):
-                check(path, wrong)
+        with pytest.raises(RemoteProtocolError, match="tensor"):
+            check_weights_file(path, wrong)
 
 
 def test_a_dtype_whose_values_cannot_be_checked_is_refused(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_more_files_than_allowed_are_refused() -> None:
 @pytest.mark.parametrize(
     "part",
     ["", ".", "..", "a/b", "a\\b", "a\0", "\n", "c:", "a:b", "con", "NUL.txt", "com1", "x.", "x ",
-     "a" * 256, "é" * 128, "\ud800"],
+     "a" * 256, "é" * 128, "\ud800", "a\x7f", "\x9b2J", "a\u202egpj.exe", "a\u200bb", "\ufeffa", "a\u2028b"],
 )  # fmt: skip
 def test_a_part_that_could_do_harm_is_refused(part: str) -> None:
     assert part_fault(part)
@@ -285,7 +285,9 @@ def test_a_part_that_could_do_harm_is_refused(part: str) -> None:
         build_info("item", P, [((part,), 0, b"")])
 
 
-@pytest.mark.parametrize("part", ["a", ".hidden", "a.b", "...x", "ü", "console", "a b", "a" * 255, "数"])
+@pytest.mark.parametrize(
+    "part", ["a", ".hidden", "a.b", "...x", "ü", "console", "a b", "a" * 255, "数", "می\u200cخواهم"]
+)
 def test_an_ordinary_part_is_allowed(part: str) -> None:
     assert part_fault(part) is None
 

@@ -113,6 +113,12 @@ def test_a_manifest_over_the_cap_is_refused() -> None:
         ({"components": {str(i): canonical.to_plain(ref(i)) for i in range(17)}}, "components"),
         ({"example_prompts": ["x" * 201]}, "prompts"),
         ({"lease": {"ttl_s": 60.0, "renew_s": 40.0, "settle_s": 3.0, "poll_s": 10.0}}, "renew_s"),
+        ({"lease": {"ttl_s": 60.0, "renew_s": 0.01, "settle_s": 3.0, "poll_s": 10.0}}, "0.5 <= renew_s"),
+        ({"lease": {"ttl_s": 60.0, "renew_s": 20.0, "settle_s": 1e-9, "poll_s": 10.0}}, "0.5 <= settle_s"),
+        (
+            {"lease": {"ttl_s": 60.0, "renew_s": 20.0, "settle_s": 3.0, "poll_s": 1e-9}},
+            "poll_s is not between",
+        ),
         ({"lease": {"ttl_s": 9e9, "renew_s": 20.0, "settle_s": 3.0, "poll_s": 10.0}}, "ttl_s"),
         ({"surprise": 1}, "surprise"),
     ],

@@ -3,19 +3,17 @@
 import hashlib
 from pathlib import Path
 
+from paris_node.sizes import check_piece_length
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.hashing import content_id
-from paris_p2p.wire.content import MAX_PIECE_LENGTH, MIN_PIECE_LENGTH, default_piece_length
+from paris_p2p.wire.content import default_piece_length
 
 
 def run(path: Path, piece_length: int | None, output: Output) -> None:
     """Hash `path` and print its id."""
+    check_piece_length(piece_length)
     chosen = piece_length if piece_length is not None else default_piece_length(_size(path))
-    if chosen & (chosen - 1) or not MIN_PIECE_LENGTH <= chosen <= MAX_PIECE_LENGTH:
-        raise ConfigError(
-            f"--piece-length {chosen}: a power of two from {MIN_PIECE_LENGTH} to {MAX_PIECE_LENGTH}"
-        )
     info, layout = content_id(path, chosen)
     info_hash = hashlib.sha256(info).hexdigest()
     files = [

@@ -128,8 +128,8 @@ class _Show:
 
     async def _prepare(self) -> None:
         self._screen.tell("the organiser prepares the run: embeds, clusters and shards 1,797 digits")
-        steps = [] if self._steps is None else ["--steps", str(self._steps)]
-        arguments = ["prepare", "digits", "--out", str(self._out / "run"), "--name", "digits", *steps]
+        more = ["--short-lease", *([] if self._steps is None else ["--steps", str(self._steps)])]
+        arguments = ["prepare", "digits", "--out", str(self._out / "run"), "--name", "digits", *more]
         organiser = self._cast.start("organiser-prepare", [*arguments, *self._home("organiser")])
         event = await organiser.last_event("prepared")
         sizes = ", ".join(str(cluster["images"]) for cluster in event["clusters"])

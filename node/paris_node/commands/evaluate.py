@@ -1,15 +1,15 @@
 """`paris-node evaluate`: judge models against the images of a prepared run. Needs no network."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from paris_node.bars import Bars, count_bars
 from paris_node.commands.publish import load_prepared, prepared_item
 from paris_node.torch_cache import keep_torch_cache
+from paris_p2p.diffusion.device_names import check_device_name
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.content_store import ContentStore
@@ -17,7 +17,7 @@ from paris_p2p.store.home import Home
 from paris_p2p.wire.manifest import SignedManifest
 
 if TYPE_CHECKING:
-    from paris_p2p.diffusion.evaluation import Contender, RealImages
+    from paris_p2p.diffusion.evaluation import Asked, Contender, RealImages, Score
     from paris_p2p.diffusion.features import FeatureNetwork
     from paris_p2p.diffusion.pipeline import ParisPipeline
 
@@ -27,7 +27,8 @@ LEAST_SAMPLES = 16
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """The options of `evaluate`, as given. `routing`: names of `ROUTINGS`, or `topN`."""
+    """The options of `evaluate`, as given. `routing`: names of `ROUTINGS`, or `topN`. `real_samples`: the
+    most real images to compare with."""
 
     folder: Path
     models: tuple[Path, ...]
@@ -41,6 +42,7 @@ class EvaluateRequest:
     device: str
     threads: int | None
     home: Path | None
+    real_samples: int | None = None
 
 
 def run(request: EvaluateRequest, output: Output) -> None:
@@ -48,52 +50,30 @@ def run(request: EvaluateRequest, output: Output) -> None:
     routings = [_top_k(name) for name in request.routing]
     if request.samples < LEAST_SAMPLES:
         raise ConfigError(f"--samples {request.samples}: a distance needs {LEAST_SAMPLES} images at least")
+    check_device_name(request.device)
     signed = load_prepared(request.folder)
     keep_torch_cache(Home.resolve(request.home))
-    import torch
-
     from paris_p2p.diffusion import evaluation
-    from paris_p2p.diffusion.devices import pick_device
-    from paris_p2p.diffusion.pipeline import ParisPipeline
 
-    if request.threads is not None:
-        torch.set_num_threads(max(1, request.threads))
-    device = pick_device(request.device)
-    models = {path: ParisPipeline.from_pretrained(path).to(device) for path in request.models}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
-        real = _real(signed, ContentStore(request.folder / "store"), next(iter(models.values())))
-        network = _features(request, signed, real, progress, output)
+    models = _load_models(request)
+    asked = _asked(request, signed)
+    with count_bars(output) as bars:
+        real = _real(request, signed, next(iter(models.values())))
+        network = _features(request, signed, real, bars, output)
         real_features = network.embed(real.images)
-        defaults = signed.manifest.recipe.sampling
-        asked = evaluation.Asked(
-            request.samples,
-            defaults.steps if request.steps is None else request.steps,
-            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            request.seed,
-        )
         scores, grids = [], {"real": evaluation.picture_grid(real.images)}
         for contender in _contenders(models, routings):
-            bar = progress.add_task(contender.name, total=request.samples)
             score, images = evaluation.evaluate(
                 contender,
                 real,
                 real_features,
                 network,
                 asked,
-                lambda done, _, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+                lambda done, total, name=contender.name: bars.show(name, done, total),  # type: ignore[misc]
             )
             scores.append(score)
             grids[contender.name] = evaluation.picture_grid(images)
-            output.event(
-                "evaluated",
-                model=score.name,
-                frechet_distance=score.frechet_distance,
-                precision=score.precision,
-                recall=score.recall,
-                fidelity=score.fidelity,
-                seconds=score.seconds,
-            )
+            _tell(score, output)
     report = evaluation.Report(
         signed.manifest.name,
         network.name,
@@ -107,10 +87,47 @@ def run(request: EvaluateRequest, output: Output) -> None:
     output.event("report", f"{report.as_markdown()}\nreport and grids: {request.out}", path=str(request.out))
 
 
+def _load_models(request: EvaluateRequest) -> "dict[Path, ParisPipeline]":
+    import torch
+
+    from paris_p2p.diffusion.devices import pick_device
+    from paris_p2p.diffusion.pipeline import ParisPipeline
+
+    if request.threads is not None:
+        torch.set_num_threads(max(1, request.threads))
+    device = pick_device(request.device)
+    return {path: ParisPipeline.from_pretrained(path).to(device) for path in request.models}
+
+
+def _asked(request: EvaluateRequest, signed: SignedManifest) -> "Asked":
+    """What every model is asked for: the run's own settings where no other ones are given."""
+    from paris_p2p.diffusion.evaluation import Asked
+
+    defaults = signed.manifest.recipe.sampling
+    return Asked(
+        request.samples,
+        defaults.steps if request.steps is None else request.steps,
+        defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        request.seed,
+    )
+
+
+def _tell(score: "Score", output: Output) -> None:
+    output.event(
+        "evaluated",
+        model=score.name,
+        frechet_distance=score.frechet_distance,
+        precision=score.precision,
+        recall=score.recall,
+        fidelity=score.fidelity,
+        seconds=score.seconds,
+    )
+
+
 def _top_k(name: str) -> int:
     if name in ROUTINGS:
         return ROUTINGS[name]
-    if name.startswith("top") and name[3:].isdigit() and int(name[3:]) > 0:
+    if re.fullmatch(r"top[1-9][0-9]{0,3}", name):
         return int(name[3:])
     raise ConfigError(f"--routing {name!r}: top1, top2, topN or full")
 
@@ -135,39 +152,39 @@ def _names(paths: list[Path]) -> dict[Path, str]:
     return {path: str(path) for path in paths}
 
 
-def _real(signed: SignedManifest, store: ContentStore, pipeline: "ParisPipeline") -> "RealImages":
-    """All images of the run, held-out ones too, as the experts' data holds them."""
+def _real(request: EvaluateRequest, signed: SignedManifest, pipeline: "ParisPipeline") -> "RealImages":
+    """The images of the run, held-out ones too, as the experts' data holds them."""
     import torch
 
     from paris_p2p.diffusion.evaluation import real_images
     from paris_p2p.diffusion.shards import load_shard
 
-    manifest = signed.manifest
+    manifest, store = signed.manifest, ContentStore(request.folder / "store")
+    most, seed = request.real_samples, request.seed
     shards = []
     for cluster in manifest.clusters:
         for ref in (cluster.train, cluster.heldout):
             folder = prepared_item(store, ref)
             shards.append((folder, load_shard(folder, manifest.recipe, cluster.index)))
     if manifest.recipe.latents.space == "pixel":
-        return real_images(shards, None)
+        return real_images(shards, None, most, seed)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         pictures: torch.Tensor = pipeline.decoded(latents, "pt")
         return pictures.float().cpu() * 2 - 1
 
-    return real_images(shards, decode)
+    return real_images(shards, decode, most, seed)
 
 
 def _features(
-    request: EvaluateRequest, signed: SignedManifest, real: "RealImages", progress: Progress, output: Output
+    request: EvaluateRequest, signed: SignedManifest, real: "RealImages", bars: Bars, output: Output
 ) -> "FeatureNetwork":
     """The network asked for. One trained here is kept in the report's folder, for the next evaluation."""
     from paris_p2p.diffusion import features
+    from paris_p2p.diffusion.devices import pick_device
 
     if request.features != "trained":
-        if Path(request.features).is_dir():
-            return features.load_features(Path(request.features))
-        return features.pretrained_features(request.features)
+        return features.named_features(request.features, pick_device(request.device))
     folder = request.out / "features"
     of = f"run {signed.run_id.hex()}, seed {request.seed}"
     kept = features.kept_features(folder, of)
@@ -175,7 +192,6 @@ def _features(
         output.event("features", f"feature network: the one in {folder}", path=str(folder))
         return kept
     labels, names, _ = features.label_images(real.captions, real.clusters)
-    bar = progress.add_task("training the feature network", total=None)
     return features.train_features(
         real.images,
         labels,
@@ -183,5 +199,5 @@ def _features(
         folder,
         seed=request.seed,
         of=of,
-        progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        progress=lambda done, total: bars.show("training the feature network", done, total),
     )

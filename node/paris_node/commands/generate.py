@@ -1,15 +1,13 @@
 """`paris-node generate`: draw images with a fetched model. Needs no network."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-
+from paris_node.bars import count_bars
+from paris_node.sizes import read_bytes
 from paris_node.torch_cache import keep_torch_cache
+from paris_p2p.diffusion.device_names import check_device_name
 from paris_p2p.errors import ConfigError
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
@@ -17,7 +15,6 @@ from paris_p2p.store.home import Home
 if TYPE_CHECKING:
     from paris_p2p.diffusion.generate import Generated, Progress
 
-_BYTES = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 _TITLES = {"load": "loading", "sample": "sampling"}
 
 
@@ -46,8 +43,10 @@ class GenerateRequest:
 
 def run(request: GenerateRequest, output: Output) -> None:
     """Draw the images and say where they are."""
+    check_device_name(request.device)
+    max_memory = read_bytes(request.max_memory, "--max-memory")
     home = Home.resolve(request.home)
-    model = request.model if request.model is not None else remembered_model(home)
+    model = chosen_model(request.model, home)
     keep_torch_cache(home)
     from paris_p2p.diffusion.generate import Request, generate
 
@@ -63,30 +62,27 @@ def run(request: GenerateRequest, output: Output) -> None:
         scheduler=request.scheduler,
         device=request.device,
         dtype=request.dtype,
-        max_memory=parse_bytes(request.max_memory) if request.max_memory is not None else None,
+        max_memory=max_memory,
         offload=request.offload,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), disable=output.as_json) as bars:
-        shown: dict[str, TaskID] = {}
+    with count_bars(output) as bars:
 
         def show(state: "Progress") -> None:
-            if state.phase not in shown:
-                shown[state.phase] = bars.add_task(_TITLES[state.phase], total=state.total)
-            bars.update(shown[state.phase], completed=state.done, total=state.total)
+            bars.show(_TITLES[state.phase], state.done, state.total)
 
         made = generate(model, wanted, request.out or Path(), grid_path=request.grid, on_progress=show)
     _say(made, output)
 
 
-def parse_bytes(text: str) -> int:
-    """`2000000000`, `2GB`, `1.5 GiB`, `800M` as bytes. Raises `ConfigError`."""
-    found = _BYTES.fullmatch(text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise ConfigError(f"{text!r} is no amount of memory: write, for example, 2GB or 800MiB")
-    step = 1024 if found[3] else 1000
-    power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
-    return int(float(found[1]) * step**power)
+def chosen_model(model: Path | None, home: Home) -> Path:
+    """The folder asked for, else the remembered one. Raises `ConfigError` when there is none: before the
+    seconds that importing torch takes."""
+    chosen = model if model is not None else remembered_model(home)
+    if not chosen.is_dir():
+        raise ConfigError(
+            f"{chosen} is no model folder: run paris-node fetch-model, or name one with --model"
+        )
+    return chosen
 
 
 def remembered_model(home: Home) -> Path:

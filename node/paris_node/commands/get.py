@@ -13,11 +13,12 @@ from pathlib import Path
 
 import trio
 
-from paris_node.fetch_bar import fetch_bar
+from paris_node.bars import fetch_bar
+from paris_node.pausing import UntilRoom
 from paris_node.sharing import ShareRequest, open_sharing, own_identity, parse_peer, until_seeded
 from paris_node.signals import unless_interrupted
 from paris_p2p import clock
-from paris_p2p.errors import ConfigError, DiskFullError
+from paris_p2p.errors import ConfigError
 from paris_p2p.net.swarm import Peer, Progress, Swarm
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.content_store import ContentStore
@@ -29,8 +30,6 @@ from paris_p2p.wire.torrent import MAX_TORRENT_BYTES, Torrent, parse_item_id, re
 
 PART_FOLDER = ".paris.part"
 STALL_S = 120.0
-PAUSE_S = 5.0
-"""How often a fetch without room looks whether there is some again."""
 PROGRESS_S = 1.0
 
 
@@ -81,7 +80,9 @@ def read_item(text: str) -> tuple[AnyRef, Torrent | None]:
     try:
         torrent = read_torrent(data)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(
+            f"{path} is no .torrent of BitTorrent v2 ({error}): name one, an item's id or a magnet link"
+        ) from None
     return torrent.ref, torrent
 
 
@@ -175,21 +176,15 @@ class _Fetch:
 
     async def run(self) -> None:
         """Until the item is complete in the store. Raises as `Swarm.fetch`, and for a name that is taken."""
-        paused = False
-        while True:
-            target = await trio.to_thread.run_sync(_target, self._request, self._ref, self._store)
-            if target is not None:
-                await trio.to_thread.run_sync(_take_or_refuse, target, self._ref, self._store)
-            try:
-                if await self._fetched():
-                    return
-            except DiskFullError as error:
-                self._say_paused(str(error), paused)
-                paused = True
-                await trio.sleep(PAUSE_S)
+        room = UntilRoom(self._output)
+        while not await room.run(self._fetched):
+            pass
 
     async def _fetched(self) -> bool:
         """False when, now that the item's name is known, it turns out to be taken."""
+        target = await trio.to_thread.run_sync(_target, self._request, self._ref, self._store)
+        if target is not None:
+            await trio.to_thread.run_sync(_take_or_refuse, target, self._ref, self._store)
         with trio.CancelScope() as scope, fetch_bar(self._output) as show:
 
             def follow(progress: Progress) -> None:
@@ -202,11 +197,6 @@ class _Fetch:
 
             await self._swarm.fetch(self._ref, on_progress=follow, peers=self._peers, stall_timeout_s=STALL_S)
         return not scope.cancelled_caught
-
-    def _say_paused(self, reason: str, again: bool) -> None:
-        if not again:
-            text = f"paused: {reason}. It goes on when there is room; Ctrl-C ends it, what is here is kept"
-            self._output.event("paused", text, reason=reason)
 
     def _follow(self, progress: Progress) -> None:
         self.wasted = progress.wasted_bytes

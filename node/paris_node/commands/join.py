@@ -2,7 +2,7 @@
 
 import os
 import random
-import shlex
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,18 @@ from paris_node.commands.status import run_selector
 from paris_node.fitting import Fit
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
 from paris_node.room import check_room
-from paris_node.run_node import RunNode
+from paris_node.run_node import HAND_OVER_S, RunNode
 from paris_node.runs import find_run
-from paris_node.signals import until_interrupted
-from paris_node.standing_by import FETCH_MODEL, StandingBy, Why
+from paris_node.signals import the_next_one_ends_all, until_interrupted
+from paris_node.standing_by import StandingBy, Why, fetch_model_command
 from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_node.volunteer import Volunteer
 from paris_p2p import clock
 from paris_p2p.core.access import check_own_access
+from paris_p2p.diffusion.device_names import check_device_name
 from paris_p2p.errors import ConfigError, TransportError
-from paris_p2p.ids import Role
+from paris_p2p.ids import ROUTER, Role
 from paris_p2p.programs import EXIT_DONE, EXIT_INTERRUPTED, Output
 from paris_p2p.store.durable import disk, write_atomic
 from paris_p2p.store.home import Home
@@ -36,6 +37,7 @@ from paris_p2p.workers.nursery import open_inner_nursery
 
 PASS_FILE = "access.pass"
 MAX_PASS_CHARS = 4096
+_ROLE = re.compile(rf"{ROUTER}|expert-(0|[1-9][0-9]{{0,5}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class JoinRequest:
 
 def run(request: JoinRequest, output: Output) -> int:
     """Join the run and take part until interrupted (or complete)."""
+    check_request(request)
     home = Home.resolve(request.network.home)
     bootstrap = bootstrap_addresses(request.network, home)
     keep_torch_cache(home)  # the trainer inherits it
@@ -59,6 +62,15 @@ def run(request: JoinRequest, output: Output) -> int:
         home.store(clean=True)  # what a node that was killed here left half done
         shutil.rmtree(home.path / "work", ignore_errors=True)
         return trio.run(_join, request, home, bootstrap, output)
+
+
+def check_request(request: JoinRequest) -> None:
+    """What is wrong whatever the run is, said before the network is met. Raises `ConfigError`."""
+    if request.role is not None and not _ROLE.fullmatch(request.role):
+        raise ConfigError(f"--role {request.role}: roles are called expert-0, expert-1, …, and {ROUTER}")
+    check_device_name(request.device)
+    if request.pass_file is not None:
+        read_pass(request.pass_file)
 
 
 async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], output: Output) -> int:
@@ -73,7 +85,7 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         if barred is None:
             check_room(network, signed.manifest, wanted, request.network.max_disk)
             fit, roles = await _fitting_roles(home, signed, wanted, request.device, output)
-        home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
+        home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex())
         output.event(
             "joined",
             f"joined run {printable(signed.manifest.name)} ({signed.run_id.hex()[:12]}) as "
@@ -86,7 +98,7 @@ async def _join(request: JoinRequest, home: Home, bootstrap: tuple[str, ...], ou
         node = RunNode(network, signed, output, mirror=False, access=access)
         network.store.limit(request.network.max_disk, node.pinned)
         node.progress.activity = "seeding"
-        fetch_model = _fetch_model_command(request.network.home)
+        fetch_model = fetch_model_command(request.network.home)
         if barred is None:
             rng = random.Random(os.urandom(16))
             part: _Part = Volunteer(
@@ -111,11 +123,12 @@ async def _fitting_roles(
     home: Home, signed: SignedManifest, wanted: Role | None, device: str, output: Output
 ) -> tuple[Fit | None, tuple[Role, ...]]:
     """What this machine has the memory for, if that matters in this run, and the roles that fit. Raises
-    `ConfigError` when none does."""
+    `ConfigError` when none does, and for a device that is not here: better before a role is claimed."""
     manifest = signed.manifest
     path = home.run_folder(signed.run_id) / "manifest.paris"
-    fit = await fitting.ask(path, device) if fitting.is_big(manifest) else None
-    if fit is None:
+    big, doubtful = fitting.is_big(manifest), device not in ("auto", "cpu")
+    fit = await fitting.ask(path, device) if big or doubtful else None
+    if fit is None or not big:
         return None, manifest.roles
     roles = fitting.fitting_roles(manifest, fit, wanted)
     left_out = [role for role in manifest.roles if role not in roles]
@@ -123,11 +136,6 @@ async def _fitting_roles(
         text = f"not claimed, for want of memory ({fit.room / 1e9:.1f} GB on {fit.device}): "
         output.event("unfit", text + ", ".join(left_out), roles=left_out, room=fit.room, device=fit.device)
     return fit, roles
-
-
-def _fetch_model_command(home: Path | None) -> str:
-    """The command that gets the model of the run that was joined, from the home named by `--home`, if any."""
-    return FETCH_MODEL if home is None else f"{FETCH_MODEL} --home {shlex.quote(str(home))}"
 
 
 class _Part(Protocol):
@@ -138,6 +146,9 @@ class _Part(Protocol):
 
     def leave(self) -> None:
         """End in order."""
+
+    def leaving_takes(self) -> str:
+        """What `leave` waits for, and for how long at most."""
 
 
 class _Replica:
@@ -152,6 +163,10 @@ class _Replica:
     def leave(self) -> None:
         """Return from `run`."""
         self._staying.cancel()
+
+    def leaving_takes(self) -> str:
+        """What `leave` waits for, and for how long at most."""
+        return f"what only this node has is handed over ({HAND_OVER_S:.0f} s at most)"
 
     async def run(self, *, until_complete: bool) -> None:
         """Watch the run; the loops of the node do the work."""
@@ -180,8 +195,10 @@ async def _take_part(node: RunNode, part: _Part, until_complete: bool, output: O
             nonlocal interrupted
             await until_interrupted()
             interrupted = True
-            output.event("leaving", "leaving: checkpoint, release, hand over (Ctrl-C again: at once)")
+            output.event("leaving", f"leaving: {part.leaving_takes()}; Ctrl-C again ends at once")
             part.leave()
+            with the_next_one_ends_all():
+                await trio.sleep_forever()
 
         nursery.start_soon(leave_when_interrupted)
         nursery.start_soon(node.announce_loop)
@@ -195,20 +212,32 @@ async def _take_part(node: RunNode, part: _Part, until_complete: bool, output: O
 def load_pass(home: Home, signed: SignedManifest, path: Path | None) -> bytes:
     """The pass in the file `path`, which is then kept in the home; else the one kept there, else b"".
 
-    Raises `ConfigError` for a file that holds none.
+    Raises as `read_pass`.
     """
     kept = home.run_folder(signed.run_id) / PASS_FILE
     if path is None:
         return parse_pass_text(kept.read_text(encoding="utf-8")) if kept.exists() else b""
-    try:
-        text = path.read_text(encoding="utf-8")[:MAX_PASS_CHARS]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--pass {path}: it cannot be read: {error}") from None
-    data = parse_pass_text(text)
+    data = read_pass(path)
     with disk("keeping the pass", kept.parent):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, (pass_text(data) + "\n").encode())
     return data
+
+
+def read_pass(path: Path) -> bytes:
+    """The pass in the file `path`. Raises `ConfigError` when it holds none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_PASS_CHARS)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--pass {path} cannot be read ({error}): name the file with the line that `paris-node delegate` "
+            "printed"
+        ) from None
+    try:
+        return parse_pass_text(text)
+    except ConfigError as error:
+        raise ConfigError(f"--pass {path}: {error}") from None
 
 
 def _wanted_role(manifest: Manifest, role: str | None) -> Role | None:

@@ -1,14 +1,18 @@
 """`paris-node publish`: put a prepared run online and keep it there."""
 
+import shlex
 from pathlib import Path
 
 import trio
 
 from paris_node.judging import PUBLISHING
 from paris_node.network import NetworkRequest, bootstrap_addresses, open_network
+from paris_node.organising import News
 from paris_node.run_node import RunNode, run_items
 from paris_node.runs import MANIFEST_FILE, save_manifest
 from paris_node.signals import until_interrupted
+from paris_node.standing_by import fetch_model_command
+from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_p2p.errors import ConfigError, StoreError
 from paris_p2p.programs import EXIT_INTERRUPTED, Output
@@ -82,19 +86,36 @@ async def _publish(
 ) -> int:
     opened = open_network(request, home=home, identity=home.identity(), bootstrap=bootstrap, output=output)
     async with opened as network:
-        home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex(), run_name=signed.manifest.name)
+        home.remember(bootstrap=list(bootstrap), run_id=signed.run_id.hex())
         node = RunNode(network, signed, output, mirror=True)
         node.progress.activity = PUBLISHING
         await node.announcer.flush()
         output.event(
             "published",
-            f"run {signed.manifest.name} ({signed.run_id.hex()[:12]}) is online; Ctrl-C ends it",
+            f"run {signed.manifest.name} ({signed.run_id.hex()[:12]}) is online; Ctrl-C ends it\n"
+            f"volunteers join with: {_join_command(bootstrap, signed.manifest.name)}",
             run_id=signed.run_id.hex(),
             addresses=list(network.swarm.addresses),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.announce_loop)
             nursery.start_soon(node.replicate_loop)
+            nursery.start_soon(_tell, node, request.home)
             await until_interrupted()
+            output.say("stopped: volunteers go on, and the same command puts the organiser online again")
             nursery.cancel_scope.cancel()
     return EXIT_INTERRUPTED
+
+
+def _join_command(bootstrap: tuple[str, ...], name: str) -> str:
+    addresses = "".join(f" --bootstrap {address}" for address in bootstrap[:1])
+    return f"paris-node join{addresses} --run {shlex.quote(printable(name))}"
+
+
+async def _tell(node: RunNode, home: Path | None) -> None:
+    """Say for ever how the run gets on."""
+    news = News(node.output, node.signed.manifest.roles, fetch_model_command(home))
+    while True:
+        await trio.sleep(node.signed.manifest.lease.poll_s)
+        if node.seen is not None:
+            news.see(node.seen)

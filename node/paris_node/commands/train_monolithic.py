@@ -1,4 +1,7 @@
-"""`paris-node train-monolithic`: the baseline of a run, one network on all its data, trained here alone."""
+"""`paris-node train-monolithic`: one network on all of a run's data, trained here alone.
+
+It is the baseline, or (`--start`) what the experts of a second `prepare` start from.
+"""
 
 import dataclasses
 import hashlib
@@ -7,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from paris_node.bars import count_bars
 from paris_node.commands.publish import load_prepared, prepared_item
+from paris_node.text import printable
 from paris_node.torch_cache import keep_torch_cache
 from paris_p2p import clock
+from paris_p2p.diffusion.device_names import check_device_name
 from paris_p2p.errors import ConfigError
 from paris_p2p.ids import InfoHash, Term, expert_role
 from paris_p2p.programs import Output
@@ -34,39 +37,29 @@ ROLE = expert_role(0)
 
 @dataclass(frozen=True, slots=True)
 class MonolithicRequest:
-    """The options of `train-monolithic`, as given."""
+    """The options of `train-monolithic`, as given. `variant`: a name or number. `start`: train what experts
+    start from instead, on this share of the samples."""
 
     folder: Path
     out: Path
     batch_size: int | None
-    variant: int
+    variant: str
     device: str
     threads: int | None
     home: Path | None
+    start: float | None = None
 
 
 def run(request: MonolithicRequest, output: Output) -> None:
     """Train the baseline of the prepared run in `request.folder` and write it as a model folder."""
     signed = load_prepared(request.folder)
     refuse_foreign(request.out)
-    home = Home.resolve(request.home)
-    keep_torch_cache(home)
-    import torch
-
-    from paris_p2p.diffusion import local
-
-    if request.threads is not None:
-        torch.set_num_threads(max(1, request.threads))
-    if not 0 <= request.variant < len(signed.manifest.recipe.experts):
-        raise ConfigError(f"the recipe has expert variants 0 to {len(signed.manifest.recipe.experts) - 1}")
-    recipe = local.monolithic(
-        signed.manifest.recipe,
-        len(signed.manifest.clusters),
-        variant=request.variant,
-        batch_size=request.batch_size,
-    )
+    keep_torch_cache(Home.resolve(request.home))
+    check_device_name(request.device)
+    recipe = _recipe(request, signed)
     work = _work_folder(request, signed, recipe)
-    train, heldout = _data(signed, ContentStore(request.folder / "store"))
+    store = ContentStore(request.folder / "store")
+    train, heldout = _data(signed, store)
     training = recipe.experts[0].training
     output.event(
         "training",
@@ -75,22 +68,15 @@ def run(request: MonolithicRequest, output: Output) -> None:
         total_steps=training.steps,
         batch_size=training.batch_size,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=output.as_json) as progress:
-        bar = progress.add_task("training", total=training.steps)
-
-        def show(done: int, total: int, loss: float) -> None:
-            progress.update(bar, completed=done, description=f"loss {loss:.4f}")
-            output.event("step", step=done, total_steps=total, loss=loss)
-
-        done = local.train(recipe, ROLE, train, heldout, work, device=request.device, on_step=show)
+    begins = recipe.experts[0].initial  # where the experts begin, so that neither has an advantage
+    initial = None if begins is None else prepared_item(store, begins)
+    done = _train(request, recipe, (train, heldout), work, initial, output)
     _write(request, signed, recipe, done, len(train))
     shutil.rmtree(work, ignore_errors=True)
     output.event(
         "trained",
         f"{request.out}: held-out loss {done.heldout_loss:.4f} after {done.samples} samples\n"
-        f"next: paris-node evaluate {request.folder} --model {request.out} --model FOLDER\n"
-        f'  or: paris-node generate "…" --model {request.out}',
+        + _next(request),
         path=str(request.out.resolve()),
         heldout_loss=done.heldout_loss,
         steps=done.steps,
@@ -98,11 +84,76 @@ def run(request: MonolithicRequest, output: Output) -> None:
     )
 
 
+def _train(
+    request: MonolithicRequest,
+    recipe: Recipe,
+    data: "tuple[Examples, Examples]",
+    work: Path,
+    initial: Path | None,
+    output: Output,
+) -> "Trained":
+    """Train on `data` (to train on, held out), or go on from what `work` holds, and show how far it is.
+    `initial`: the weights to start from, if the run has some."""
+    import torch
+
+    from paris_p2p.diffusion import local
+
+    if request.threads is not None:
+        torch.set_num_threads(max(1, request.threads))
+    with count_bars(output, remaining=True) as bars:
+
+        def show(done: int, total: int, loss: float) -> None:
+            bars.show("training", done, total, f"loss {loss:.4f}")
+            output.event("step", step=done, total_steps=total, loss=loss)
+
+        return local.train(recipe, ROLE, *data, work, device=request.device, initial=initial, on_step=show)
+
+
+def _recipe(request: MonolithicRequest, signed: SignedManifest) -> Recipe:
+    """What the one network is trained by. Raises `ConfigError`."""
+    from paris_p2p.diffusion.local import monolithic
+    from paris_p2p.diffusion.start import start_recipe
+
+    recipe, clusters = signed.manifest.recipe, len(signed.manifest.clusters)
+    variant = variant_number(recipe, request.variant)
+    if request.start is None:
+        return monolithic(recipe, clusters, variant=variant, batch_size=request.batch_size)
+    if request.batch_size is not None:
+        raise ConfigError("a start has an expert's batch size: leave --batch-size out, or --start")
+    return start_recipe(recipe, clusters, request.start, variant=variant)
+
+
+def variant_number(recipe: Recipe, text: str) -> int:
+    """Which of the recipe's expert variants `text` names, or numbers from 0. Raises `ConfigError`."""
+    names = [variant.name for variant in recipe.experts]
+    if text in names:
+        return names.index(text)
+    if text.isascii() and text.isdigit() and int(text[:9]) < len(names):
+        return int(text)
+    known = ", ".join(f"{number} or {printable(name)}" for number, name in enumerate(names))
+    raise ConfigError(f"--variant {text}: the run's experts may be {known}")
+
+
+def _next(request: MonolithicRequest) -> str:
+    """What to do with the model."""
+    if request.start is not None:
+        return (
+            "next: the same prepare once more, with --init-from "
+            f"{request.out / 'expert_0'} --init-share {request.start:g}"
+        )
+    return (
+        f"next: paris-node evaluate {request.folder} --model {request.out} --model FOLDER\n"
+        f'  or: paris-node generate "…" --model {request.out}'
+    )
+
+
 def _work_folder(request: MonolithicRequest, signed: SignedManifest, recipe: Recipe) -> Path:
     """Where checkpoints are kept until the model is written. Raises `ConfigError` when another training was
     interrupted there: to go on from its weights would be neither the one nor the other."""
     training = recipe.experts[0].training
-    this = f"run {signed.run_id.hex()}, variant {request.variant}, {training.steps} x {training.batch_size}\n"
+    variant = variant_number(signed.manifest.recipe, request.variant)
+    kind = f"variant {variant}" if request.start is None else f"a start, variant {variant}"
+    this = f"run {signed.run_id.hex()}, {kind}, {training.steps} x {training.batch_size}\n"
     work = request.out.with_name(f".{request.out.name}.training")
     note = work / "of.txt"
     with disk("keeping the training's checkpoints", work):

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from paris_node import pausing
 from paris_node.commands import fetch_model
-from paris_node.commands.fetch_model import default_folder, refuse_foreign, run
+from paris_node.commands.fetch_model import _next, _unfinished, default_folder, run
 from paris_node.network import NetworkRequest
 from paris_p2p import clock
-from paris_p2p.errors import ConfigError, IncompleteError
+from paris_p2p.errors import ConfigError, DiskFullError, IncompleteError
 from paris_p2p.ids import Role
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
@@ -75,6 +76,36 @@ def test_the_model_is_written_and_remembered(world: Any, fetch: Fetch, tmp_path:
     assert Home(world.folder / "homes" / "dave").context().get("model") == str(tmp_path / "model")
 
 
+def test_what_is_unfinished_is_said_and_what_to_try_next(world: Any) -> None:
+    _, done = world.checkpoint(MALLORY, EXPERT, 100)
+    _, half = world.checkpoint(MALLORY, ROUTER, 39)
+    assert _unfinished([done]) == ""
+    assert "not finished yet: router at 39 of 100. Run the same command again" in _unfinished([done, half])
+    text = _next(("it's one", "two", "three"), Path("/my home"))
+    assert "generate 'it'\"'\"'s one' --home '/my home'" in text and "generate two --home" in text
+    assert "three" not in text and _next((), None) == "\nnext: paris-node generate 'your prompt'"
+
+
+def test_a_full_disk_is_waited_out_and_said_once(
+    world: Any, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(world, EXPERT, ROUTER)
+    kind, left = type(world.network("anybody").swarm), [5]
+    real = kind.fetch
+
+    async def full(self: Any, *arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise DiskFullError("disk full: 5 more bytes are needed")
+        return await real(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, "fetch", full)
+    monkeypatch.setattr(pausing, "PAUSE_S", 0.01)
+    events = fetch(tmp_path / "model")
+    assert [event["event"] for event in events].count("paused") == 1
+    assert events[-1]["event"] == "model" and events[-1]["missing"] == []
+
+
 def test_missing_roles_are_named_before_anything_is_fetched(world: Any, fetch: Fetch, tmp_path: Path) -> None:
     trained(world, EXPERT)
     said = io.StringIO()
@@ -125,7 +156,7 @@ def test_a_crowd_of_fakes_does_not_hide_the_good_checkpoint(
     if checked:
         for role in made:
             (record,) = world.live("announce", role_scope(world.signed.run_id, Role(role)))
-            world.attests(ORGANISER, role, record.payload.statement)
+            world.attests(ORGANISER, role, record.payload.statement, loss=0.5)
     for number in range(6):
         who = Identity(bytes([100 + number]) * 32)
         world.announces(who, world.checkpoint(who, EXPERT, 100, term=9 << 32)[0], EXPERT)
@@ -150,15 +181,6 @@ def test_a_folder_that_is_no_model_is_refused_and_kept(world: Any, fetch: Fetch,
         fetch(tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
     assert world.stores[0].complete() == []  # nothing was fetched for it
-
-
-def test_an_empty_folder_and_none_are_free_and_a_file_is_not(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_bytes(b"")
-    refuse_foreign(tmp_path / "empty")
-    refuse_foreign(tmp_path / "none")
-    with pytest.raises(ConfigError):
-        refuse_foreign(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,46 @@
 """Tests of `paris_node.commands.generate`."""
 
+from pathlib import Path
+
 import pytest
 
-from paris_node.commands.generate import parse_bytes
+from paris_node.commands.generate import GenerateRequest, remembered_model, run
 from paris_p2p.errors import ConfigError
+from paris_p2p.programs import Output
+from paris_p2p.store.home import Home
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2000000000", 2_000_000_000),
-        ("2GB", 2_000_000_000),
-        ("2gb", 2_000_000_000),
-        ("1.5 GiB", 3 << 29),
-        ("800M", 800_000_000),
-        ("3KiB", 3072),
-        ("7B", 7),
-    ],
-)
-def test_an_amount_of_memory_is_read(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
+def request(home: Path, max_memory: str | None) -> GenerateRequest:
+    return GenerateRequest(
+        prompts=("seven",),
+        model=home / "model",
+        n=1,
+        seed=0,
+        steps=None,
+        guidance=None,
+        top_k=None,
+        threshold=None,
+        temperature=1.0,
+        scheduler=None,
+        device="cpu",
+        dtype="fp32",
+        max_memory=max_memory,
+        offload=False,
+        out=None,
+        grid=None,
+        home=home,
+    )
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "1e9", "2XB", "2 G B"])
-def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="no amount of memory"):
-        parse_bytes(text)
+def test_a_limit_of_memory_is_read_as_any_number_of_bytes_before_a_model_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="--max-memory much"):
+        run(request(tmp_path, "much"), Output(True))
+    with pytest.raises(ConfigError, match="model is no model folder: run paris-node fetch-model"):
+        run(request(tmp_path, "800MiB"), Output(True))
+
+
+def test_without_a_model_fetched_it_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fetch-model"):
+        remembered_model(Home(tmp_path))

@@ -53,7 +53,7 @@ def test_other_words_are_explained(item: str) -> None:
 
 def test_a_damaged_torrent_is_named(torrent: Path) -> None:
     torrent.write_bytes(torrent.read_bytes()[:-9])
-    with pytest.raises(ConfigError, match=r"f\.torrent: it cannot be used"):
+    with pytest.raises(ConfigError, match=r"f\.torrent is no \.torrent of BitTorrent v2 \(it cannot be used"):
         read_item(str(torrent))
 
 

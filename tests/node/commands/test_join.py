@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from paris_node import fitting
+from paris_node import fitting, signals
 from paris_node.commands import join
 from paris_node.commands.join import JoinRequest
 from paris_node.network import NetworkRequest
@@ -35,10 +35,12 @@ class Joining:
 
         monkeypatch.setattr(join, "open_network", open_network)
 
-    async def __call__(self, *, role: str | None = None, until_complete: bool = False) -> int:
+    async def __call__(
+        self, *, role: str | None = None, until_complete: bool = False, device: str = "cpu"
+    ) -> int:
         run = self._world.signed.run_id.hex()
         network = NetworkRequest(self.network.home.path, ["/boot"], None, None, run)
-        request = JoinRequest(network, role, "cpu", 1, until_complete)
+        request = JoinRequest(network, role, device, 1, until_complete)
         return await join._join(request, self.network.home, ("/boot",), Output(True, self._said))
 
     def events(self) -> list[dict[str, Any]]:
@@ -105,6 +107,44 @@ async def test_a_role_the_run_does_not_have_is_refused_with_those_it_has(
         await joining(role="expert-7")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"role": "banana"}, "--role banana: roles are called expert-0, .*router"),
+        ({"role": "expert-01"}, "--role expert-01"),
+        ({"role": ""}, "--role : roles are called"),
+        ({"device": "banana"}, "--device 'banana': there are auto, cpu"),
+        ({"device": "cuda:x1"}, "cuda:xN"),
+        ({"pass_file": Path("/no/such/pass")}, "--pass /no/such/pass cannot be read .*paris-node delegate"),
+        ({"pass_file": Path(__file__)}, "--pass .*: this is not a pass"),
+        ({"pass_file": Path(__file__).parent}, "--pass .* cannot be read .*directory"),
+    ],
+)
+def test_what_is_wrong_whatever_the_run_is_refused_before_a_home_is_made_or_a_network_met(
+    tmp_path: Path, wrong: dict[str, Any], said: str
+) -> None:
+    network = NetworkRequest(tmp_path / "home", ["/boot"], None, None, None)
+    request = dataclasses.replace(JoinRequest(network, None, "cpu", 1, False), **wrong)
+    with pytest.raises(ConfigError, match=said):
+        join.run(request, Output(True))
+    assert not (tmp_path / "home").exists()
+
+
+async def test_a_device_that_is_not_here_is_refused_before_a_role_is_claimed(
+    world: Any, joining: Joining, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of small runs too, as soon as somebody names an accelerator."""
+
+    async def has_none(_manifest: Path, device: str) -> fitting.Fit:
+        await trio.lowlevel.checkpoint()
+        raise ConfigError(f"device {device!r} is not available here")
+
+    monkeypatch.setattr(fitting, "ask", has_none)
+    with pytest.raises(ConfigError, match="'cuda' is not available"):
+        await joining(device="cuda")
+    assert joining.events() == []
+
+
 async def test_what_memory_cannot_hold_is_said_and_left_to_others(
     world: Any, joining: Joining, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +182,7 @@ async def test_a_named_role_whose_checkpoint_is_too_big_ends_the_command_with_wh
     world.signed = world.make_run("kinds", recipe=dataclasses.replace(recipe, experts=recipe.experts * 2))
     data, _ = world.checkpoint(ORGANISER, "expert-0", 40)
     world.announces(ORGANISER, data, "expert-0")
-    world.attests(ORGANISER, "expert-0", data)
+    world.attests(ORGANISER, "expert-0", data, loss=0.5)
     joining = Joining(world, monkeypatch)
     said = (
         r"--role expert-0: its newest checkpoint \(step 40\) .*: end other programs, choose another --device"
@@ -160,7 +200,7 @@ async def test_joining_a_finished_run_says_so_and_how_to_get_the_model(
     for role in world.signed.manifest.roles:
         data, _ = world.checkpoint(ORGANISER, role, 100)
         world.announces(ORGANISER, data, role)
-        world.attests(ORGANISER, role, data)
+        world.attests(ORGANISER, role, data, loss=0.5)
     joining = Joining(world, monkeypatch)
     async with trio.open_nursery() as nursery:
 
@@ -188,9 +228,12 @@ async def test_too_small_a_disk_is_said_before_anything_is_remembered(
 
 
 async def test_after_a_first_interruption_a_second_one_acts_at_once(
-    world: Any, joining: Joining, autojump_clock: Any
+    world: Any, joining: Joining, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first is taken by the node, which leaves in order; the next is what it always is."""
+    """The first is taken by the node, which leaves in order; the next is what it always is, and what is not
+    over soon after it is ended by force."""
+    forced: list[float] = []
+    monkeypatch.setattr(signals, "end_by_force", forced.append)
 
     async def never_stops(trainer: Any) -> None:
         trainer.ready()
@@ -209,7 +252,7 @@ async def test_after_a_first_interruption_a_second_one_acts_at_once(
                 await joining.hears("leaving")
                 assert taken == []
                 signal.raise_signal(signal.SIGINT)
-                assert taken == [signal.SIGINT]
+                assert taken == [signal.SIGINT] and forced == [signals.FORCE_AFTER_S]
                 nursery.cancel_scope.cancel()
     finally:
         signal.signal(signal.SIGINT, before)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import trio
 
-from paris_node.commands.status import REFRESH_S, _follow, _watch, run_selector
+from paris_node.commands.status import REFRESH_S, _follow, _list, _watch, run_selector
 from paris_node.network import NetworkRequest
+from paris_node.runs import announced_runs, save_manifest
 from paris_p2p.programs import Output
 from paris_p2p.store.home import Home
+from paris_p2p.wire.identity import Identity
 
 RUN = "ab" * 32
 
@@ -60,6 +62,23 @@ async def test_before_the_first_answer_there_is_nothing_to_show_but_the_trouble(
     snapshot, trouble = await anext(views)
     assert snapshot is None and trouble
     await views.aclose()
+
+
+async def test_several_runs_are_listed_when_none_is_asked_for(world: Any, autojump_clock: Any) -> None:
+    network, said = world.network("viewer"), io.StringIO()
+    runs = [world.signed, world.make_run("emoji")]
+    for signed in runs:
+        save_manifest(network.home, signed)
+        world.announces_run(Identity(signed.run_id), signed, world.item("manifest"))
+    found = await announced_runs(network)
+    assert [signed.manifest.name for signed in found] == ["digits", "emoji"]
+    await _list(network, found, Output(True, said))
+    listed = json.loads(said.getvalue())["runs"]
+    assert [(run["name"], run["finished"], run["roles"]) for run in listed] == [
+        ("digits", 0, 2),
+        ("emoji", 0, 2),
+    ]
+    assert listed[0]["run_id"] == world.signed.run_id.hex()
 
 
 async def test_followed_json_is_a_line_a_view_and_silent_while_nothing_is_known(
