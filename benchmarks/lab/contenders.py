@@ -6,7 +6,7 @@ anything a user has: data, training, sampling and scores are the package's own.
 Networks: `monolithic`, `monolithic-control`, `router`, `router-text-free`, `expert-K`, `expert-K-ddpm`,
 `start` (one network, half of the samples, its rate falls to zero), `expert-K-started` (from `start`, the
 other half), `start-S` (one network, the share S of the samples, its rate stays), `expert-K-after-S` (from
-`start-S`).
+`start-S`), `one-after-S` (from `start-S` with all that those see together: the control of the same schedule).
 """
 
 import dataclasses
@@ -99,6 +99,7 @@ def contenders(
     if kept_rate is not None:
         what = f"start of {kept_rate:g} that keeps its rate"
         found.append(Contender(f"the {what} alone", (f"{START}-{kept_rate:g}",)))
+        found.append(Contender(f"one network from the {what}", (f"one-after-{kept_rate:g}",)))
         after = tuple(f"expert-{k}-after-{kept_rate:g}" for k in clusters)
         for title, router in ROUTERS.items():
             found += [Contender(f"top-{k}, {title}, {what}", after, router, k) for k in (1, 2)]
@@ -173,7 +174,9 @@ def recipe_for(signed: SignedManifest, network: str) -> Recipe:
     if network.startswith(f"{START}-"):
         return start_recipe(recipe, clusters, float(network.removeprefix(f"{START}-")))
     if "-after-" in network:
-        return after_start(recipe, float(network.partition("-after-")[2]))
+        rest = after_start(recipe, float(network.partition("-after-")[2]))
+        one = network.startswith("one-")
+        return local.monolithic(rest, clusters, batch_size=training.batch_size) if one else rest
     if network.endswith("-started"):
         return with_steps(recipe, training.steps - training.steps // 2)
     return without_text(recipe) if network == PUBLISHED else recipe

@@ -209,7 +209,8 @@ async def _one_manifest(network: Network, ref: ContentRef, run_id: RunId) -> Sig
         raise ManifestError("the announced manifest is too large")
     await _tell_of_fetch(network, ref)
     folder = await network.swarm.fetch(ref, stall_timeout_s=FETCH_STALL_S)
-    return check_manifest(await trio.Path(folder / MANIFEST_FILE).read_bytes(), run_id)
+    data = await trio.to_thread.run_sync((folder / MANIFEST_FILE).read_bytes)
+    return check_manifest(data, run_id)
 
 
 def load_manifest(home: Home, run_id: RunId) -> SignedManifest | None:

@@ -29,8 +29,8 @@ class WriteClaim:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The role is ours: train it, and key every output by `term`. A trainer of it that ran on without a lease
-    is ended first, with a checkpoint."""
+    """The role is ours: train it, and key every output by `term` from here on. A trainer of it that ran on
+    without a lease goes on, unless the run goes by another's newer checkpoint by now."""
 
     role: Role
     term: Term

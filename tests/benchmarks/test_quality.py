@@ -76,7 +76,7 @@ def test_a_start_that_keeps_its_rate_is_trained_first_and_judged_alone_too() -> 
     assert found[6].networks == ("start-0.75",)
     first, later = networks_for(found, SETTINGS)
     assert first[2] == "start-0.75"
-    assert later == [f"expert-{k}-after-0.75" for k in range(4)]
+    assert later == ["one-after-0.75", *(f"expert-{k}-after-0.75" for k in range(4))]
     assert {start_of(name) for name in later} == {"start-0.75"}
     assert (start_of("expert-0-started"), start_of("expert-0")) == ("start", None)
 
