@@ -340,7 +340,7 @@ async def _measure_memory(
             if name == "store":
                 stored += all(await store(node, [record]))
             else:
-                searches, _ = await node.search(keys)
+                searches = (await node.search(keys)).futures
                 await asyncio.wait(searches.values())
                 entry = searches[record.key].result()
                 seen += entry is not None and bytes(record.subkey) in entry.value
