@@ -4,7 +4,6 @@ Owns: choosing among announced runs, fetching and checking the manifest. Strange
 the manifest is bound to its run id by its hash and to its organiser by its signature.
 """
 
-import itertools
 import logging
 import random
 from collections import Counter
@@ -16,6 +15,7 @@ import trio
 from paris_node.network import Network
 from paris_node.text import printable
 from paris_p2p import clock
+from paris_p2p.dht.sharing import in_turns
 from paris_p2p.errors import (
     ConfigError,
     ManifestError,
@@ -57,8 +57,7 @@ def matching(records: Sequence[RunRecord], selector: str | None) -> list[RunReco
 
 def in_turn(most: Iterable[T], by_lot: Iterable[T], count: int) -> list[T]:
     """`count` things, each once, in turn from either row: what strangers do most of, they can do alone."""
-    mixed = itertools.chain.from_iterable(itertools.zip_longest(most, by_lot))
-    return [one for one in dict.fromkeys(mixed) if one is not None][:count]
+    return list(dict.fromkeys(in_turns((most, by_lot))))[:count]
 
 
 def _rows(things: Sequence[T], rng: random.Random) -> tuple[list[T], list[T]]:
