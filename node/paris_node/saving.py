@@ -90,9 +90,7 @@ class Saving:
         """Keep what is owed when that is possible, for ever. Raises as `take`."""
         while True:
             await trio.sleep(SAVE_AGAIN_S)
-            async with self._busy:
-                if self._owed is not None:
-                    await self._try(self._owed)
+            await self.try_now()
 
     async def settle(self, stopping: trio.Event) -> None:
         """The role is trained to its end: wait until nothing is owed (`try_again` runs meanwhile), or for
@@ -101,8 +99,8 @@ class Saving:
             with trio.move_on_after(LAST_POLL_S):
                 await stopping.wait()
 
-    async def last_try(self) -> None:
-        """Nothing more comes of the trainer: keep what is owed now, if it can be. Raises as `take`."""
+    async def try_now(self) -> None:
+        """Keep what is owed now, if it can be. Raises as `take`."""
         async with self._busy:
             if self._owed is not None:
                 await self._try(self._owed)

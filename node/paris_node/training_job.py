@@ -295,7 +295,7 @@ class TrainingJob:
                     outcome = await self._converse(worker, parent)
                     if outcome.kind == "finished":
                         await saving.settle(self._stopping)
-                    await saving.last_try()
+                    await saving.try_now()
                 finally:
                     self._node.network.swarm.yield_uploads(False)
                     saving.close()
